@@ -1,0 +1,6 @@
+//! Drivers for other people's systems: databases and filesystems. No driver imports another.
+//!
+//! Crash story: each module tells its own.
+
+pub mod fs;
+pub mod sqlite;

@@ -1,0 +1,178 @@
+//! What one inventory describes, typed and validated.
+//!
+//! The text form is fixed in DESIGN.md section 6 and described in `docs/format/inventory.md`.
+//!
+//! Crash story: plain values, no effects.
+
+use std::{path::PathBuf, time::Duration};
+
+use globset::Glob;
+
+use crate::{
+    id::{AppName, Relpath, ServerName, SourceId, VmName},
+    undo::Hook,
+    verdict::Verdict,
+};
+
+/// A whole inventory: `stillpoint.toml` and its `applications.d`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inventory {
+    /// This server.
+    pub server: ServerName,
+    /// The VM that the applications run in; `host` where there is none.
+    pub vm: VmName,
+    /// Where backups are kept: DESIGN.md section 5.
+    pub partition: PathBuf,
+    /// The file that holds the repositories' password.
+    pub password_file: PathBuf,
+    /// The applications, in the order of the files.
+    pub applications: Vec<Application>,
+}
+
+impl Inventory {
+    /// `{partition}/local/{vm}/{relpath}`, under which repository, history and logs of an application lie.
+    #[must_use]
+    pub fn place(&self, application: &Application) -> PathBuf {
+        self.partition.join("local").join(self.vm.as_str()).join(application.relpath.as_str())
+    }
+
+    /// `{partition}/state`: journals of runs, locks between runs, staging for pins.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.partition.join("state")
+    }
+}
+
+/// One application: the unit of backup.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Application {
+    /// Short name.
+    pub name: AppName,
+    /// Identity.
+    pub relpath: Relpath,
+    /// For people; may be empty.
+    pub description: String,
+    /// Its directories.
+    pub directories: Vec<Directory>,
+    /// Its databases.
+    pub databases: Vec<Database>,
+    /// Whom to hold while pinning.
+    pub process: Option<ProcessSelector>,
+    /// For platforms that must be stopped.
+    pub hooks: Option<Hooks>,
+    /// Settings, the defaults filled in.
+    pub settings: Settings,
+}
+
+impl Application {
+    /// All sources, databases first.
+    #[must_use]
+    pub fn sources(&self) -> Vec<SourceId> {
+        self.databases.iter().map(Database::id).chain(self.directories.iter().map(Directory::id)).collect()
+    }
+}
+
+/// A directory to back up.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Directory {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// Patterns relative to `path`; a match and everything below it is left out.
+    pub exclude: Vec<Glob>,
+}
+
+impl Directory {
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> SourceId {
+        SourceId::new("directory", crate::pathtext::show(&self.path))
+    }
+}
+
+/// A database to back up.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Database {
+    /// An SQLite database file.
+    Sqlite {
+        /// Absolute path.
+        path: PathBuf,
+    },
+}
+
+impl Database {
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> SourceId {
+        match self {
+            Self::Sqlite { path } => SourceId::new("sqlite", crate::pathtext::show(path)),
+        }
+    }
+}
+
+/// Whom to hold while pinning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProcessSelector {
+    /// All processes of a systemd unit.
+    Unit(String),
+    /// The process named in a pid file, and its descendants.
+    PidFile(PathBuf),
+}
+
+/// Commands that stop and start a platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hooks {
+    /// Stops it.
+    pub stop: Hook,
+    /// Starts it again; run on every path once `stop` has been begun.
+    pub start: Hook,
+}
+
+/// How an application is backed up.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// When a backup is due: `hourly`, `nightly`, `weekly` or a cron expression.
+    pub schedule: String,
+    /// The longest stall allowed.
+    pub stall_budget: Duration,
+    /// A weaker verdict is exit status 3.
+    pub require: Verdict,
+    /// How many backups to keep.
+    pub keep: Keep,
+    /// How far back any second is to be restorable.
+    pub point_in_time: Option<Duration>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            schedule: "nightly".to_owned(),
+            stall_budget: Duration::from_secs(2),
+            require: Verdict::Consistent,
+            keep: Keep::default(),
+            point_in_time: None,
+        }
+    }
+}
+
+/// How many backups to keep: the newest of each of so many hours, days and so on that have one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// The newest so many, whatever their age.
+    pub last: u32,
+    /// One for each of so many hours.
+    pub hourly: u32,
+    /// One for each of so many days.
+    pub daily: u32,
+    /// One for each of so many ISO weeks.
+    pub weekly: u32,
+    /// One for each of so many months.
+    pub monthly: u32,
+    /// One for each of so many years.
+    pub yearly: u32,
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self { last: 1, hourly: 168, daily: 30, weekly: 8, monthly: 0, yearly: 0 }
+    }
+}

@@ -1,0 +1,51 @@
+//! What the backup before holds, so that unchanged files need neither be opened nor pinned.
+//!
+//! Crash story: plain values, no effects.
+
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::Path,
+};
+
+use crate::entry::Stamp;
+
+/// Stamps of the regular files of the parent backup, by path.
+///
+/// Paths are kept as 64-bit hashes, so a million files take about 60 MB. Should two paths collide, the
+/// vault, which compares the real path, falls back to reading the file: see [`crate::entry::Body::Carried`].
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    stamps: HashMap<u64, Stamp>,
+}
+
+impl Known {
+    /// Adds what the parent holds at `path` (the original absolute path).
+    pub fn insert(&mut self, path: &Path, stamp: Stamp) {
+        self.stamps.insert(key(path), stamp);
+    }
+
+    /// Whether the parent holds this very content at `path`.
+    #[must_use]
+    pub fn has(&self, path: &Path, stamp: &Stamp) -> bool {
+        self.stamps.get(&key(path)) == Some(stamp)
+    }
+
+    /// How many files are known.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.stamps.len()
+    }
+
+    /// Whether nothing is known, as before the first backup.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.stamps.is_empty()
+    }
+}
+
+fn key(path: &Path) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    path.hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,22 @@
+//! Nouns and arithmetic of Stillpoint.
+//!
+//! This crate touches nothing: no I/O, no clock, no threads, no randomness. What it needs of the world it
+//! is given as values ([`plan::Facts`], a [`time::Moment`], random bytes), and what it wants done it
+//! describes as values ([`plan::CutPlan`], [`undo::Undo`]) or asks for through the traits of [`port`].
+//!
+//! Crash story: nothing here can be interrupted half-way, because nothing here has effects.
+
+pub mod cut;
+pub mod entry;
+pub mod id;
+pub mod inventory;
+pub mod known;
+pub mod pathtext;
+pub mod plan;
+pub mod port;
+pub mod problem;
+pub mod record;
+pub mod size;
+pub mod time;
+pub mod undo;
+pub mod verdict;

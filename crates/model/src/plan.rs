@@ -1,0 +1,284 @@
+//! The plan of a backup: which holds, in which order, and which pins, with the reason for each.
+//!
+//! [`Facts`] are what was found out about the machine; a pure function turns them and the inventory into a
+//! [`CutPlan`]; `plan` and `--dry-run` print that very value; the run executes it without further decisions.
+//!
+//! Crash story: plain values, no effects.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{AppName, Relpath, SourceId},
+    inventory::{Hooks, ProcessSelector},
+    pathtext,
+    problem::Problem,
+    size::Bytes,
+    time::Millis,
+    undo::Hook,
+    verdict::Verdict,
+};
+
+/// What was found out about one application's sources and processes before anything is held.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Facts {
+    /// One for each directory of the application that was looked at.
+    pub directories: Vec<DirectoryFacts>,
+    /// One for each SQLite database.
+    pub sqlite: Vec<SqliteFacts>,
+    /// The processes to hold, if any are named.
+    pub process: Option<ProcessFacts>,
+}
+
+/// What a directory's filesystem can do.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DirectoryFacts {
+    /// The source.
+    pub source: SourceId,
+    /// Its path as given.
+    #[serde(with = "pathtext")]
+    pub path: PathBuf,
+    /// Filesystem type as in `/proc/self/mountinfo`: `ext4`, `xfs`, `btrfs`, `overlay`, `tmpfs` and so on.
+    pub filesystem: String,
+    /// The path is the root of a btrfs subvolume and we may make a snapshot of it.
+    pub subvolume: bool,
+    /// `FICLONE` works from the directory's filesystem into `staging`.
+    pub reflink: bool,
+    /// Where pinned copies can be put: on the same filesystem if `reflink`, anywhere otherwise.
+    #[serde(with = "pathtext::option")]
+    pub staging: Option<PathBuf>,
+    /// Mount points below the path: each is stored as part of the directory, pinned by its own means.
+    #[serde(skip)]
+    pub nested_mounts: Vec<PathBuf>,
+    /// How many names a walk found, for the predicted stall.
+    pub entries: u64,
+    /// Why it cannot be backed up at all, with the remedy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<Refusal>,
+}
+
+/// What an SQLite database is like.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SqliteFacts {
+    /// The source.
+    pub source: SourceId,
+    /// Its path as given.
+    #[serde(with = "pathtext")]
+    pub path: PathBuf,
+    /// How it journals.
+    pub journal: JournalMode,
+    /// Size of the database file.
+    pub bytes: Bytes,
+    /// Size of its `-wal`.
+    pub wal_bytes: Bytes,
+    /// Extents of database and `-wal` where `FIEMAP` tells them, for the predicted stall.
+    pub extents: Option<u64>,
+    /// `FICLONE` works from its filesystem into `staging`.
+    pub reflink: bool,
+    /// Where the pinned copy can be put.
+    #[serde(with = "pathtext::option")]
+    pub staging: Option<PathBuf>,
+    /// Why it cannot be backed up at all, with the remedy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<Refusal>,
+}
+
+/// How an SQLite database journals; byte 18 of its header, <https://www.sqlite.org/fileformat2.html>.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JournalMode {
+    /// Write-ahead log.
+    Wal,
+    /// Any rollback journal: delete, truncate or persist.
+    Rollback,
+}
+
+/// The processes that were found for `[application.process]`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ProcessFacts {
+    /// Process ids at the time of planning.
+    pub pids: Vec<u32>,
+    /// How they can be held.
+    pub method: Option<ProcessMethod>,
+    /// Why a better method cannot be used, or why none can.
+    pub why: String,
+}
+
+/// How processes are held, best first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "by")]
+pub enum ProcessMethod {
+    /// `PTRACE_SEIZE` and `PTRACE_INTERRUPT` on every thread: ends with its holder.
+    Ptrace,
+    /// The control group freezer.
+    Freezer {
+        /// The group's directory.
+        #[serde(with = "pathtext")]
+        cgroup: PathBuf,
+    },
+    /// SIGSTOP.
+    Stop,
+}
+
+/// Why something cannot be backed up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Refusal {
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// What a backup of one application would do.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CutPlan {
+    /// The application.
+    pub application: AppName,
+    /// Its identity.
+    pub relpath: Relpath,
+    /// All sources that the verdict is about.
+    pub sources: Vec<SourceId>,
+    /// In the order in which they are taken; released in reverse.
+    pub holds: Vec<HoldPlan>,
+    /// In the order in which they are taken.
+    pub pins: Vec<PinPlan>,
+    /// The longest stall allowed.
+    pub stall_budget: Duration,
+    /// What the stall is expected to be.
+    pub predicted_stall: Millis,
+    /// The weakest verdict that is good enough.
+    pub require: Verdict,
+    /// What is known to be wrong already: a refused source makes the backup `incomplete`.
+    pub problems: Vec<Problem>,
+}
+
+/// One hold.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HoldPlan {
+    /// How.
+    pub method: HoldMethod,
+    /// Why this way.
+    pub why: String,
+}
+
+/// How writers are held back, in the order of freezing.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "hold")]
+pub enum HoldMethod {
+    /// Run the stop hook; the start hook is run on every way out.
+    StopHook {
+        /// Stops the platform.
+        stop: Hook,
+        /// Starts it again.
+        start: Hook,
+    },
+    /// A child process holds `BEGIN IMMEDIATE`.
+    SqliteLock {
+        /// The source.
+        source: SourceId,
+        /// The database.
+        #[serde(with = "pathtext")]
+        path: PathBuf,
+        /// How it journals.
+        journal: JournalMode,
+    },
+    /// Hold the application's processes.
+    Processes {
+        /// Whom.
+        #[serde(skip)]
+        selector: ProcessSelector,
+        /// How.
+        method: ProcessMethod,
+    },
+}
+
+impl HoldMethod {
+    /// When it is taken: smaller first.
+    #[must_use]
+    pub fn class(&self) -> HoldClass {
+        match self {
+            Self::StopHook { .. } => HoldClass::StopHook,
+            Self::SqliteLock { .. } => HoldClass::FinalLock,
+            Self::Processes { .. } => HoldClass::ProcessFreezer,
+        }
+    }
+
+    /// The stop hook of these hooks.
+    #[must_use]
+    pub fn hooks(hooks: &Hooks) -> Self {
+        Self::StopHook { stop: hooks.stop.clone(), start: hooks.start.clone() }
+    }
+}
+
+/// The order of freezing, DESIGN.md section 3: a stopped writer keeps its lock, so locks come first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HoldClass {
+    /// Stop hooks: minutes.
+    StopHook,
+    /// Locks that may have to wait.
+    SlowLock,
+    /// Locks that end a wait of milliseconds.
+    FinalLock,
+    /// The process freezer, last.
+    ProcessFreezer,
+}
+
+/// One pin.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PinPlan {
+    /// The source that it pins.
+    pub source: SourceId,
+    /// How.
+    pub method: PinMethod,
+    /// Where pinned copies are put.
+    #[serde(with = "pathtext")]
+    pub staging: PathBuf,
+    /// Why this way.
+    pub why: String,
+}
+
+/// How a source is kept as it was at the cut.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "pin")]
+pub enum PinMethod {
+    /// A read-only btrfs snapshot of the subvolume.
+    BtrfsSnapshot(TreePlan),
+    /// Two passes; what changed is cloned by `FICLONE`.
+    TwoPassReflink(TreePlan),
+    /// Two passes; the first is stored at once, what changed since is copied.
+    TwoPassCopy(TreePlan),
+    /// Clone database and `-wal` under the lock.
+    SqliteReflink(SqlitePlan),
+    /// A read transaction begun under the lock, copied after it by the backup API (WAL mode).
+    SqliteTransaction(SqlitePlan),
+    /// An unlocked copy, its pages compared under the lock (rollback mode).
+    SqlitePages(SqlitePlan),
+}
+
+/// A directory to pin.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TreePlan {
+    /// Its root, as given: if it is a symbolic link, link and target are both stored.
+    #[serde(with = "pathtext")]
+    pub root: PathBuf,
+    /// Left out, relative to the root, with everything below a match.
+    pub exclude: Vec<String>,
+    /// Absolute paths left out because another pin stores them: databases and their sidecars.
+    #[serde(skip)]
+    pub carved: Vec<PathBuf>,
+    /// Mount points below the root, each walked too.
+    #[serde(skip)]
+    pub nested_mounts: Vec<PathBuf>,
+}
+
+/// An SQLite database to pin.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SqlitePlan {
+    /// The database.
+    #[serde(with = "pathtext")]
+    pub path: PathBuf,
+    /// How it journals.
+    pub journal: JournalMode,
+}

@@ -1,0 +1,100 @@
+//! How to undo whatever a run holds, as values: for the watchdog, for `thaw` and for the next run.
+//!
+//! Every hold and every pin is written to the journal as an [`Undo`] *before* it is made, so that whoever
+//! finds the journal of a dead run can undo it. Undoing twice, or undoing what was never made, is harmless:
+//! every variant names its object precisely (a process by id *and* start time) and is done when it is gone.
+//!
+//! Crash story: plain values; see `docs/format/journal.md` for the file they are written to.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::pathtext;
+
+/// One process, safe against the reuse of its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ProcessRef {
+    /// Process id.
+    pub pid: u32,
+    /// Start time in clock ticks since boot: field 22 of `/proc/[pid]/stat`, proc(5).
+    pub start: u64,
+}
+
+/// A command of the inventory, run by `/bin/sh -c`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// The command line.
+    pub run: String,
+    /// How long it may take before it is ended.
+    pub timeout: Duration,
+}
+
+/// One thing to undo.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "undo")]
+pub enum Undo {
+    /// Send SIGCONT to processes that we stopped with SIGSTOP.
+    Continue {
+        /// The processes.
+        processes: Vec<ProcessRef>,
+    },
+    /// Thaw a control group (`cgroup.freeze` in version 2, `freezer.state` in version 1).
+    ThawCgroup {
+        /// The control group's directory.
+        #[serde(with = "pathtext")]
+        cgroup: PathBuf,
+    },
+    /// Run the start hook of a stopped application, once no process of ours runs its stop hook any more.
+    Start {
+        /// The start hook.
+        start: Hook,
+        /// The stop hook's process, ended first with all its process group if it still runs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ends: Option<ProcessRef>,
+    },
+    /// End a child that holds a lock for us.
+    End {
+        /// The child.
+        process: ProcessRef,
+    },
+    /// Remove our lock from a repository.
+    RemoveLock {
+        /// The lock file.
+        #[serde(with = "pathtext")]
+        path: PathBuf,
+    },
+    /// Remove a directory of pinned copies with all it holds.
+    RemoveTree {
+        /// The directory; its name begins with `.stillpoint-`, anything else is refused.
+        #[serde(with = "pathtext")]
+        path: PathBuf,
+    },
+    /// Delete a btrfs snapshot that we made.
+    DeleteSubvolume {
+        /// The snapshot; its name begins with `.stillpoint-`, anything else is refused.
+        #[serde(with = "pathtext")]
+        path: PathBuf,
+    },
+}
+
+impl Undo {
+    /// Whether this holds somebody back, so that the watchdog undoes it at once when the run dies; all else
+    /// waits for `thaw` or the next run.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        match self {
+            Self::Continue { .. }
+            | Self::ThawCgroup { .. }
+            | Self::Start { .. }
+            | Self::End { .. }
+            | Self::RemoveLock { .. } => true,
+            Self::RemoveTree { .. } | Self::DeleteSubvolume { .. } => false,
+        }
+    }
+}
+
+/// Names an undo within its run, for crossing it off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Ticket(pub u64);

@@ -1,0 +1,15 @@
+//! Everything Stillpoint does to the machine it runs on.
+//!
+//! Crash story: each module tells its own.
+
+pub mod clock;
+pub mod command;
+pub mod durable;
+pub mod extents;
+pub mod hold;
+pub mod mounts;
+pub mod process;
+pub mod site;
+pub mod tree;
+pub mod undo;
+pub mod watchdog;
