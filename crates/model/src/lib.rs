@@ -16,6 +16,7 @@ pub mod plan;
 pub mod port;
 pub mod problem;
 pub mod record;
+pub mod retention;
 pub mod size;
 pub mod time;
 pub mod undo;

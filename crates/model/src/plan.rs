@@ -151,6 +151,11 @@ pub struct CutPlan {
     pub require: Verdict,
     /// What is known to be wrong already: a refused source makes the backup `incomplete`.
     pub problems: Vec<Problem>,
+    /// What a person should know about the cut, though the backup is none the worse for it.
+    pub notes: Vec<String>,
+    /// Why the cut is not to be taken at all: it would exceed the stall budget, or nothing is left to store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refusal>,
 }
 
 /// One hold.

@@ -86,6 +86,10 @@ pub struct BackupRecord {
     pub application: AppName,
     /// How good it is.
     pub verdict: Verdict,
+    /// Why it looks wrong beside the backups before it (promise 6), judged once, when it is made: the
+    /// backups that it was compared with may be gone later. From [`crate::retention::looks_wrong`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub looks_wrong: Option<String>,
     /// A label given by a person.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,

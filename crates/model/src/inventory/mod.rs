@@ -8,6 +8,12 @@ use std::{path::PathBuf, time::Duration};
 
 use globset::Glob;
 
+mod error;
+mod origin;
+
+pub use error::{InventoryError, InventoryErrors};
+pub use origin::{Origin, PathRole, missing_paths};
+
 use crate::{
     id::{AppName, Relpath, ServerName, SourceId, VmName},
     undo::Hook,
@@ -27,6 +33,8 @@ pub struct Inventory {
     pub password_file: PathBuf,
     /// The applications, in the order of the files.
     pub applications: Vec<Application>,
+    /// Where in the files each path is named, for messages about paths that do not exist. May be empty.
+    pub origins: Vec<Origin>,
 }
 
 impl Inventory {
