@@ -10,6 +10,8 @@ pub mod hold;
 pub mod mounts;
 pub mod process;
 pub mod site;
+pub mod staging;
+pub mod subvolume;
 pub mod tree;
 pub mod undo;
 pub mod watchdog;
