@@ -1,0 +1,150 @@
+//! The ports of a restore: reading a backup ([`Fetch`], [`Contents`]) and writing on the target machine
+//! ([`Site`], [`Beside`]).
+//!
+//! Crash story: everything is written beside what it replaces, in directories that the journal names before
+//! they are made. [`Beside::swap`] writes down every rename before it does the first; until its last line a
+//! dead run's successor brings the old state back, after it the old state is only still to be removed.
+
+use std::{path::PathBuf, sync::Arc};
+
+use crate::{
+    id::BackupId,
+    port::{Failure, Journal},
+    problem::Problem,
+    restore::{Listed, Listing, Opened, Place, RestorePlan, SiteFacts},
+};
+
+/// What takes the bytes of a file, in order. A failure ends the reading and is handed through.
+pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<(), Failure> + 'a;
+
+/// The repository that a backup is read from.
+pub trait Fetch: Send {
+    /// Reads the list of everything in a backup. The repository stays locked against removal until the
+    /// result is dropped.
+    ///
+    /// # Errors
+    /// [`crate::port::FailureKind::Refused`] for a tree with names that no filesystem has; else if it cannot
+    /// be read.
+    fn open(&mut self, backup: &BackupId) -> Result<Box<dyn Contents + '_>, Failure>;
+}
+
+/// One backup, open for reading, from several threads at once.
+pub trait Contents: Sync {
+    /// Everything in it.
+    fn listing(&self) -> &Listing;
+    /// Hands over the bytes of the regular file at this index of the listing, in order. Every part has been
+    /// compared with its cryptographic name before it is handed over, and all parts together have the
+    /// listed size.
+    ///
+    /// # Errors
+    /// [`crate::port::FailureKind::Damaged`] if stored bytes are missing or wrong; else what the sink says.
+    fn read(&self, item: usize, sink: &mut Sink<'_>) -> Result<(), Failure>;
+}
+
+/// The machine that a backup is restored on.
+pub trait Site: Sync {
+    /// Looks at the places that would be written. Changes nothing.
+    ///
+    /// # Errors
+    /// If it cannot be found out.
+    fn survey(&self, places: &[Place], listing: &Listing, watched: &[PathBuf]) -> Result<SiteFacts, Failure>;
+    /// Which processes have one of these files open.
+    ///
+    /// # Errors
+    /// If it cannot be found out.
+    fn open_by(&self, paths: &[PathBuf]) -> Result<Vec<Opened>, Failure>;
+    /// Makes the directories beside the places, in which everything is written.
+    ///
+    /// # Errors
+    /// If one cannot be made; then none is left.
+    fn begin<'a>(
+        &'a self,
+        plan: &'a RestorePlan,
+        listing: &'a Listing,
+        journal: &Arc<dyn Journal>,
+    ) -> Result<Box<dyn Beside + 'a>, Failure>;
+}
+
+/// What is written beside. Dropping it removes it.
+pub trait Beside: Sync {
+    /// Makes all directories, closed to everyone else. Called first.
+    ///
+    /// # Errors
+    /// [`crate::port::FailureKind::NoSpace`] or anything else that makes going on pointless.
+    fn directories(&self) -> Result<Vec<Problem>, Failure>;
+    /// Makes one regular file, with its attributes once its bytes are there. May be called from several
+    /// threads.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    fn file(&self, part: usize, item: &Listed) -> Result<Box<dyn Writing + '_>, Failure>;
+    /// Makes links, devices and pipes, then sets the attributes of the directories, deepest first.
+    /// `lost` names the files that could not be written, for hard links to them.
+    ///
+    /// # Errors
+    /// [`crate::port::FailureKind::NoSpace`] or anything else that makes going on pointless.
+    fn complete(&self, lost: &[PathBuf]) -> Result<Vec<Problem>, Failure>;
+    /// Compares everything that was written with the listing, entry by entry, and looks for anything more.
+    ///
+    /// # Errors
+    /// If it cannot be looked at.
+    fn verify(&self) -> Result<Vec<Problem>, Failure>;
+    /// Opens a file that was written, to compare its bytes.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    fn reread(&self, part: usize, item: &Listed) -> Result<Box<dyn Comparing + '_>, Failure>;
+    /// Writes everything to disk.
+    ///
+    /// # Errors
+    /// If the disk says that it could not.
+    fn sync(&self) -> Result<(), Failure>;
+    /// Puts everything that was written in place of what is there. On an error the old state is back,
+    /// unless the error says otherwise.
+    ///
+    /// # Errors
+    /// What failed, and whether the old state could be brought back.
+    fn swap(self: Box<Self>) -> Result<Swapped, Failure>;
+    /// Puts an incomplete tree of `--to` beside its place, under a name that says so, and returns the name.
+    ///
+    /// # Errors
+    /// If it cannot be renamed; it is removed then.
+    fn leave_incomplete(self: Box<Self>) -> Result<PathBuf, Failure>;
+    /// Removes what was written.
+    ///
+    /// # Errors
+    /// If something is left.
+    fn discard(self: Box<Self>) -> Result<(), Failure>;
+}
+
+/// A regular file that is being written. Dropping it unfinished removes it.
+pub trait Writing {
+    /// Appends bytes; long runs of zeros become holes.
+    ///
+    /// # Errors
+    /// [`crate::port::FailureKind::NoSpace`] or what the filesystem says.
+    fn append(&mut self, bytes: &[u8]) -> Result<(), Failure>;
+    /// Sets size and attributes; attributes that could not be set are problems.
+    ///
+    /// # Errors
+    /// What the filesystem says.
+    fn finish(self: Box<Self>) -> Result<Vec<Problem>, Failure>;
+}
+
+/// A file that is compared with what it should hold.
+pub trait Comparing {
+    /// Whether the next bytes on disk are these.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    fn is_next(&mut self, bytes: &[u8]) -> Result<bool, Failure>;
+}
+
+/// After the point of no return.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Swapped {
+    /// Where the old state is kept, if it was to be kept or could not be removed.
+    pub kept: Vec<PathBuf>,
+    /// What could not be cleaned up or set; nothing of the restored content is missing.
+    pub problems: Vec<Problem>,
+}

@@ -1,0 +1,142 @@
+//! Everything in a backup, as a list that no name can escape from.
+//!
+//! Crash story: plain values, no effects.
+
+use std::path::{Component, Path};
+
+use super::{Kind, Meta, PathBuf, Problem, pathtext, refused};
+use crate::{entry::tree_order, port::Failure, size::Bytes};
+
+/// One name in a backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Original absolute path.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: Kind,
+    /// The original's attributes.
+    pub meta: Meta,
+}
+
+/// All names in a backup, in [`tree_order`]. About 300 bytes a name in memory.
+#[derive(Debug, Clone, Default)]
+pub struct Listing {
+    entries: Vec<Listed>,
+    /// What is in the backup but cannot be restored, such as sockets.
+    pub problems: Vec<Problem>,
+}
+
+impl Listing {
+    /// Takes these entries, in order.
+    ///
+    /// # Errors
+    /// If they are not what a directory tree can be: paths that are not absolute and plain, a path twice or
+    /// out of order, or something below what is not a directory. A repository that was tampered with could
+    /// otherwise write outside the target.
+    pub fn new(entries: Vec<Listed>, problems: Vec<Problem>) -> Result<Self, Failure> {
+        let mut above: Vec<&Listed> = Vec::new();
+        let mut previous: Option<&Path> = None;
+        for entry in &entries {
+            if !is_plain(&entry.path) {
+                return Err(hostile(&entry.path, "is not a plain absolute path"));
+            }
+            if previous.is_some_and(|p| tree_order(p, &entry.path).is_ge()) {
+                return Err(hostile(&entry.path, "is listed twice or out of order"));
+            }
+            while above.last().is_some_and(|dir| !entry.path.starts_with(&dir.path)) {
+                above.pop();
+            }
+            if above.last().is_some_and(|dir| dir.kind != Kind::Dir) {
+                return Err(hostile(&entry.path, "lies below something that is not a directory"));
+            }
+            previous = Some(&entry.path);
+            above.push(entry);
+        }
+        Ok(Self { entries, problems })
+    }
+
+    /// The entries in order.
+    #[must_use]
+    pub fn entries(&self) -> &[Listed] {
+        &self.entries
+    }
+
+    /// The index of this path.
+    #[must_use]
+    pub fn position(&self, path: &Path) -> Option<usize> {
+        self.entries.binary_search_by(|e| tree_order(&e.path, path)).ok()
+    }
+
+    /// The entry of this path.
+    #[must_use]
+    pub fn find(&self, path: &Path) -> Option<&Listed> {
+        self.position(path).map(|index| &self.entries[index])
+    }
+
+    /// The indices of `root` and everything below it; `/` is everything.
+    #[must_use]
+    pub fn below(&self, root: &Path) -> std::ops::Range<usize> {
+        let start = self.entries.partition_point(|e| tree_order(&e.path, root).is_lt());
+        let count = self.entries[start..].partition_point(|e| e.path.starts_with(root));
+        start..start + count
+    }
+
+    /// Regular files and their bytes below `root`, and what a disk needs for them: hard links counted once,
+    /// every file in whole blocks of 4 KiB.
+    #[must_use]
+    pub fn weigh(&self, root: &Path) -> Weight {
+        const BLOCK: u64 = 4096;
+        let mut seen = std::collections::HashSet::new();
+        let mut weight = Weight::default();
+        for entry in &self.entries[self.below(root)] {
+            weight.entries += 1;
+            let meta = &entry.meta;
+            if entry.kind == Kind::File {
+                weight.files += 1;
+                weight.bytes = weight.bytes + meta.size;
+                if meta.links < 2 || seen.insert((meta.device, meta.inode)) {
+                    let blocks = meta.size.0.div_ceil(BLOCK);
+                    weight.disk = weight.disk + Bytes(blocks.saturating_mul(BLOCK));
+                }
+            } else {
+                weight.disk = weight.disk + Bytes(BLOCK);
+            }
+        }
+        weight
+    }
+}
+
+/// How much is below a path.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Weight {
+    /// Names.
+    pub entries: u64,
+    /// Regular files.
+    pub files: u64,
+    /// Bytes in them.
+    pub bytes: Bytes,
+    /// Bytes that a disk needs; files with holes are counted in full.
+    pub disk: Bytes,
+}
+
+fn is_plain(path: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let bytes = path.as_os_str().as_bytes();
+    let mut parts = path.components();
+    // Components swallow repeated and trailing slashes and inner dots, hence the look at the bytes.
+    bytes.len() > 1
+        && !bytes.contains(&0)
+        && !bytes.ends_with(b"/")
+        && !bytes.windows(2).any(|pair| pair == b"//")
+        && !bytes.windows(3).any(|part| part == b"/./")
+        && !bytes.ends_with(b"/.")
+        && parts.next() == Some(Component::RootDir)
+        && parts.all(|part| matches!(part, Component::Normal(_)))
+}
+
+fn hostile(path: &Path, what: &str) -> Failure {
+    refused(
+        format!("the backup lists {}, which {what}", pathtext::show(path)),
+        "check the repository, and restore another backup",
+    )
+}
