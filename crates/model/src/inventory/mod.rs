@@ -8,11 +8,21 @@ use std::{path::PathBuf, time::Duration};
 
 use globset::Glob;
 
+mod application;
 mod error;
 mod origin;
+mod parse;
+mod raw;
+mod settings;
+mod template;
+mod validate;
+mod values;
 
 pub use error::{InventoryError, InventoryErrors};
 pub use origin::{Origin, PathRole, missing_paths};
+pub use parse::{InventoryText, parse};
+pub use template::{TemplateApplication, TemplateChoices, template};
+pub use values::{duration, pattern, show_duration};
 
 use crate::{
     id::{AppName, Relpath, ServerName, SourceId, VmName},
