@@ -1,1 +1,26 @@
-//! (in the making)
+//! Repositories in the restic format: the one façade over rustic_core, whose types never leave it.
+//!
+//! [`Repository`] implements the ports [`model::port::Store`] and [`model::port::Shelf`]. What is stored, and
+//! how it can be read without us: `docs/format/repository.md`.
+//!
+//! Crash story: a backup is listed by the last write of all, its snapshot; everything before that is bytes
+//! that no backup names, freed by a later [`model::port::Shelf::reclaim`]. Who may run beside us is said by
+//! restic's locks: see [`mod@lock`].
+
+mod backend;
+mod crypt;
+mod disk;
+mod error;
+mod keys;
+mod lock;
+mod meter;
+mod node;
+mod open;
+mod password;
+mod store;
+
+pub use error::{LibraryError, RepositoryError, StorageError};
+pub use keys::KeyInfo;
+pub use lock::{Holder, Who};
+pub use open::{Opening, Repository};
+pub use password::{Confirmation, Password, PasswordError};

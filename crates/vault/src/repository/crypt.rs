@@ -1,0 +1,147 @@
+//! The cryptography of the restic format, for the files that we read and write without rustic_core: key
+//! files and locks.
+//!
+//! AES-256 in counter mode with Poly1305-AES, `nonce (16) | ciphertext | tag (16)`: see "Keys, Encryption and
+//! MAC" in restic's `doc/design.rst`.
+//!
+//! Crash story: plain values, no effects.
+
+use aes256ctr_poly1305aes::{
+    Aes256CtrPoly1305Aes, Key as CipherKey,
+    aead::{Aead, Nonce},
+};
+use rand::RngCore;
+use rustic_core::repofile::MasterKey;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+const NONCE: usize = 16;
+
+/// What could not be decrypted: a wrong key or changed bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it does not decrypt with this key, or its bytes were changed")]
+pub(crate) struct Undecryptable;
+
+/// A key for encryption (32 bytes) and authentication (16 and 16 bytes).
+#[derive(Clone)]
+pub(crate) struct SecretKey(Box<[u8; 64]>);
+
+impl std::fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretKey(..)")
+    }
+}
+
+/// The form in which a master key stands encrypted in a key file.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    mac: WrittenMac,
+    encrypt: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WrittenMac {
+    k: String,
+    r: String,
+}
+
+impl SecretKey {
+    /// A new one from the system's randomness.
+    pub(crate) fn random() -> Self {
+        let mut bytes = Box::new([0; 64]);
+        rand::rng().fill_bytes(&mut bytes[..]);
+        Self(bytes)
+    }
+
+    /// The key made of these bytes: encryption key, then `k`, then `r` of the authentication key.
+    pub(crate) fn from_bytes(bytes: [u8; 64]) -> Self {
+        Self(Box::new(bytes))
+    }
+
+    /// Encrypts under a random nonce.
+    pub(crate) fn encrypt(&self, plain: &[u8]) -> Result<Vec<u8>, Undecryptable> {
+        let mut nonce = Nonce::<Aes256CtrPoly1305Aes>::default();
+        rand::rng().fill_bytes(&mut nonce);
+        let sealed = self.cipher().encrypt(&nonce, plain).map_err(|_| Undecryptable)?;
+        Ok([nonce.as_slice(), &sealed].concat())
+    }
+
+    /// Decrypts and authenticates.
+    pub(crate) fn decrypt(&self, sealed: &[u8]) -> Result<Vec<u8>, Undecryptable> {
+        let (nonce, body) = sealed.split_at_checked(NONCE).ok_or(Undecryptable)?;
+        let nonce = Nonce::<Aes256CtrPoly1305Aes>::from_slice(nonce);
+        self.cipher().decrypt(nonce, body).map_err(|_| Undecryptable)
+    }
+
+    /// Decrypts an unpacked file (lock, index, snapshot): JSON as it is, or the byte 2 and JSON compressed
+    /// with zstd (format 2).
+    pub(crate) fn decrypt_file(&self, sealed: &[u8]) -> Result<Vec<u8>, Undecryptable> {
+        let plain = self.decrypt(sealed)?;
+        match plain.split_first() {
+            Some((2, packed)) => zstd::stream::decode_all(packed).map_err(|_| Undecryptable),
+            _ => Ok(plain),
+        }
+    }
+
+    /// The JSON that stands encrypted in a key file.
+    pub(crate) fn to_json(&self) -> String {
+        use base64::{Engine, engine::general_purpose::STANDARD};
+        let [encrypt, k, r] = [&self.0[..32], &self.0[32..48], &self.0[48..]].map(|b| STANDARD.encode(b));
+        serde_json::json!({ "mac": { "k": k, "r": r }, "encrypt": encrypt }).to_string()
+    }
+
+    /// The key that [`Self::to_json`] wrote, or restic.
+    pub(crate) fn from_json(json: &[u8]) -> Option<Self> {
+        use base64::{Engine, engine::general_purpose::STANDARD};
+        let written: Written = serde_json::from_slice(json).ok()?;
+        let parts = [&written.encrypt, &written.mac.k, &written.mac.r].map(|text| STANDARD.decode(text));
+        let bytes = parts.into_iter().collect::<Result<Vec<_>, _>>().ok()?.concat();
+        Some(Self(Box::new(bytes.try_into().ok()?)))
+    }
+
+    /// The same key as rustic_core wants it.
+    pub(crate) fn master(&self) -> Option<MasterKey> {
+        serde_json::from_str(&self.to_json()).ok()
+    }
+
+    fn cipher(&self) -> Aes256CtrPoly1305Aes {
+        Aes256CtrPoly1305Aes::new(CipherKey::from_slice(&self.0[..]))
+    }
+}
+
+/// The name of a file with this content: its SHA-256 in hexadecimal digits.
+pub(crate) fn name_of(content: &[u8]) -> String {
+    hex::encode(Sha256::digest(content))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SecretKey, Undecryptable};
+
+    #[test]
+    fn what_is_encrypted_comes_back_and_changed_bytes_do_not() {
+        let key = SecretKey::random();
+        let mut sealed = key.encrypt(b"{\"a\":1}").unwrap();
+        assert_eq!(key.decrypt_file(&sealed).unwrap(), b"{\"a\":1}");
+        assert_eq!(SecretKey::random().decrypt(&sealed), Err(Undecryptable));
+        sealed[20] ^= 1;
+        assert_eq!(key.decrypt(&sealed), Err(Undecryptable));
+        assert_eq!(key.decrypt(&sealed[..9]), Err(Undecryptable));
+    }
+
+    #[test]
+    fn compressed_files_are_unpacked() {
+        let key = SecretKey::random();
+        let packed = [vec![2], zstd::stream::encode_all(&b"{}"[..], 0).unwrap()].concat();
+        assert_eq!(key.decrypt_file(&key.encrypt(&packed).unwrap()).unwrap(), b"{}");
+    }
+
+    #[test]
+    fn a_master_key_survives_its_json() {
+        let key = SecretKey::random();
+        let again = SecretKey::from_json(key.to_json().as_bytes()).unwrap();
+        assert_eq!(again.0, key.0);
+        assert!(SecretKey::from_json(b"{\"mac\":{\"k\":\"\",\"r\":\"\"},\"encrypt\":\"\"}").is_none());
+        assert!(key.master().is_some());
+    }
+}

@@ -1,0 +1,83 @@
+//! Progress of rustic_core's long tasks, carried over to our port.
+//!
+//! Crash story: counts in memory, no effects.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use model::{
+    port::{Progress, Stage},
+    size::Bytes,
+};
+use rustic_core::{HiddenProgress, Progress as LibraryProgress, ProgressBars, ProgressType, RusticProgress};
+
+const TICK: Duration = Duration::from_millis(100);
+
+/// Counts the bytes that rustic_core says it has done.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Meter(Arc<AtomicU64>);
+
+impl ProgressBars for Meter {
+    fn progress(&self, progress_type: ProgressType, _prefix: &str) -> LibraryProgress {
+        match progress_type {
+            ProgressType::Bytes => LibraryProgress::new(self.clone()),
+            ProgressType::Spinner | ProgressType::Counter => LibraryProgress::new(HiddenProgress),
+        }
+    }
+}
+
+impl RusticProgress for Meter {
+    fn is_hidden(&self) -> bool {
+        true
+    }
+    fn set_length(&self, _len: u64) {}
+    fn set_title(&self, _title: &str) {}
+    fn inc(&self, inc: u64) {
+        self.0.fetch_add(inc, Ordering::Relaxed);
+    }
+    fn finish(&self) {}
+}
+
+impl Meter {
+    /// Does `task` as a stage, telling `progress` ten times a second what was counted meanwhile. Progress
+    /// cannot be handed to rustic_core itself, whose threads outlive any borrow.
+    pub(crate) fn watch<T>(
+        &self,
+        progress: &dyn Progress,
+        stage: Stage,
+        total: Option<Bytes>,
+        task: impl FnOnce() -> T,
+    ) -> T {
+        progress.begin(stage, total);
+        let seen = AtomicU64::new(self.0.load(Ordering::Relaxed));
+        let tell = || {
+            let now = self.0.load(Ordering::Relaxed);
+            let before = seen.swap(now, Ordering::Relaxed);
+            if now > before {
+                progress.advance(Bytes(now - before));
+            }
+        };
+        let over = AtomicBool::new(false);
+        let result = thread::scope(|scope| {
+            let teller = scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    tell();
+                    thread::park_timeout(TICK);
+                }
+            });
+            let result = task();
+            over.store(true, Ordering::Relaxed);
+            teller.thread().unpark();
+            result
+        });
+        tell();
+        progress.end();
+        result
+    }
+}

@@ -1,0 +1,207 @@
+//! From an entry of a manifest to a node of a restic tree.
+//!
+//! Crash story: pure functions, but for [`Names`], which reads the system's user and group files once.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    ffi::{CStr, OsStr},
+    path::Path,
+};
+
+use jiff::Timestamp;
+use model::entry::{Entry, Kind, Xattr};
+use rustic_core::repofile::{Metadata, Node, NodeType};
+
+/// Go's file mode bits, in which restic stores modes: <https://pkg.go.dev/io/fs#FileMode>.
+mod go {
+    pub(super) const DIR: u32 = 1 << 31;
+    pub(super) const SYMLINK: u32 = 1 << 27;
+    pub(super) const DEVICE: u32 = 1 << 26;
+    pub(super) const FIFO: u32 = 1 << 25;
+    pub(super) const SETUID: u32 = 1 << 23;
+    pub(super) const SETGID: u32 = 1 << 22;
+    pub(super) const CHAR_DEVICE: u32 = 1 << 21;
+    pub(super) const STICKY: u32 = 1 << 20;
+}
+
+/// Names of users and groups, looked up once each.
+#[derive(Default)]
+pub(crate) struct Names {
+    users: RefCell<HashMap<u32, Option<String>>>,
+    groups: RefCell<HashMap<u32, Option<String>>>,
+}
+
+impl Names {
+    /// The user's name, if there is one.
+    pub(crate) fn user(&self, uid: u32) -> Option<String> {
+        self.users.borrow_mut().entry(uid).or_insert_with(|| user_name(uid)).clone()
+    }
+
+    /// The group's name, if there is one.
+    pub(crate) fn group(&self, gid: u32) -> Option<String> {
+        self.groups.borrow_mut().entry(gid).or_insert_with(|| group_name(gid)).clone()
+    }
+}
+
+fn user_name(uid: u32) -> Option<String> {
+    let mut record = std::mem::MaybeUninit::<libc::passwd>::uninit();
+    let mut strings = vec![0; 16 * 1024];
+    let mut found = std::ptr::null_mut();
+    // SAFETY: all pointers are valid for the call, and the length is that of the buffer.
+    let failed = unsafe {
+        libc::getpwuid_r(uid, record.as_mut_ptr(), strings.as_mut_ptr(), strings.len(), &raw mut found)
+    };
+    if failed != 0 || found.is_null() {
+        return None;
+    }
+    // SAFETY: getpwuid_r succeeded and found an entry, so `found` points to `record`, whose name points into
+    // `strings` and ends with a zero byte; both are alive.
+    let name = unsafe { CStr::from_ptr((*found).pw_name) };
+    Some(name.to_string_lossy().into_owned())
+}
+
+fn group_name(gid: u32) -> Option<String> {
+    let mut record = std::mem::MaybeUninit::<libc::group>::uninit();
+    let mut strings = vec![0; 64 * 1024];
+    let mut found = std::ptr::null_mut();
+    // SAFETY: all pointers are valid for the call, and the length is that of the buffer.
+    let failed = unsafe {
+        libc::getgrgid_r(gid, record.as_mut_ptr(), strings.as_mut_ptr(), strings.len(), &raw mut found)
+    };
+    if failed != 0 || found.is_null() {
+        return None;
+    }
+    // SAFETY: getgrgid_r succeeded and found an entry, so `found` points to `record`, whose name points into
+    // `strings` and ends with a zero byte; both are alive.
+    let name = unsafe { CStr::from_ptr((*found).gr_name) };
+    Some(name.to_string_lossy().into_owned())
+}
+
+/// The node for an entry. Nothing for `/` itself, which has no name in a tree.
+pub(crate) fn node(entry: &Entry, ctime: Timestamp, names: &Names) -> Option<Node> {
+    let name = entry.path.file_name()?;
+    let meta = &entry.meta;
+    let written = Metadata {
+        mode: Some(mode_bits(&entry.kind, meta.mode)),
+        mtime: Some(meta.mtime),
+        atime: Some(meta.atime),
+        ctime: Some(ctime),
+        uid: Some(meta.uid),
+        gid: Some(meta.gid),
+        user: names.user(meta.uid),
+        group: names.group(meta.gid),
+        inode: meta.inode,
+        device_id: meta.device,
+        size: if entry.kind == Kind::File { meta.size.0 } else { 0 },
+        links: meta.links,
+        extended_attributes: Vec::new(),
+    };
+    let mut node = Node::new_node(name, node_type(&entry.kind), written);
+    node.meta.extended_attributes = attributes(&meta.xattrs);
+    Some(node)
+}
+
+/// The smallest time that marks a node as never to be trusted: the moment of the manifest, mirrored at the
+/// epoch, so that it is before it for every manifest of our times. See "Smudged times" in
+/// `docs/format/repository.md`.
+pub(crate) fn smudged(taken_at: Timestamp) -> Timestamp {
+    Timestamp::from_nanosecond(-taken_at.as_nanosecond().abs()).unwrap_or(Timestamp::MIN)
+}
+
+/// Whether a stored change time is a smudge.
+pub(crate) fn is_smudged(ctime: Option<Timestamp>) -> bool {
+    ctime.is_none_or(|time| time < Timestamp::UNIX_EPOCH)
+}
+
+fn node_type(kind: &Kind) -> NodeType {
+    match kind {
+        Kind::File => NodeType::File,
+        Kind::Dir => NodeType::Dir,
+        Kind::Symlink(target) => NodeType::from_link(target),
+        Kind::BlockDevice(device) => NodeType::Dev { device: *device },
+        Kind::CharDevice(device) => NodeType::Chardev { device: *device },
+        Kind::Fifo => NodeType::Fifo,
+    }
+}
+
+/// `st_mode` as Go writes it. (rustic_core's own mapping loses both bits of a character device.)
+fn mode_bits(kind: &Kind, mode: u32) -> u32 {
+    let special = [(0o4000, go::SETUID), (0o2000, go::SETGID), (0o1000, go::STICKY)];
+    let kind_bits = match kind {
+        Kind::File => 0,
+        Kind::Dir => go::DIR,
+        Kind::Symlink(_) => go::SYMLINK,
+        Kind::BlockDevice(_) => go::DEVICE,
+        Kind::CharDevice(_) => go::DEVICE | go::CHAR_DEVICE,
+        Kind::Fifo => go::FIFO,
+    };
+    let special_bits = special.iter().filter(|(bit, _)| mode & bit != 0).map(|(_, go)| go).sum::<u32>();
+    kind_bits | special_bits | (mode & 0o777)
+}
+
+/// Attributes whose names are UTF-8, as JSON needs them; [`unstorable`] has the others.
+fn attributes<A: serde::de::DeserializeOwned>(xattrs: &[Xattr]) -> Vec<A> {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    let storable = xattrs.iter().filter_map(|x| Some((std::str::from_utf8(&x.name).ok()?, &x.value)));
+    storable
+        .filter_map(|(name, value)| {
+            // rustic_core's type for an attribute has no public name; its written form is restic's.
+            let written = serde_json::json!({ "name": name, "value": STANDARD.encode(value) });
+            serde_json::from_value(written).ok()
+        })
+        .collect()
+}
+
+/// The attributes of an entry that no restic tree can hold, because their names are not UTF-8.
+pub(crate) fn unstorable(xattrs: &[Xattr]) -> impl Iterator<Item = &Xattr> {
+    xattrs.iter().filter(|x| std::str::from_utf8(&x.name).is_err())
+}
+
+/// Whether a stored node is what the entry says: kind, link target, device, size.
+pub(crate) fn differs(entry: &Entry, node: &Node) -> Option<String> {
+    if node.node_type != node_type(&entry.kind) {
+        return Some(format!("it is stored as {}", node.node_type));
+    }
+    if entry.kind == Kind::File && node.meta.size != entry.meta.size.0 {
+        return Some(format!("it has {} bytes in the backup, not {}", node.meta.size, entry.meta.size.0));
+    }
+    None
+}
+
+/// The path of a child.
+pub(crate) fn child(parent: &Path, node: &Node) -> std::path::PathBuf {
+    parent.join(OsStr::new(&node.name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use model::entry::Kind;
+
+    use super::{Names, is_smudged, mode_bits, smudged};
+
+    #[test]
+    fn modes_are_written_as_go_writes_them() {
+        assert_eq!(mode_bits(&Kind::File, 0o100_644), 0o644);
+        assert_eq!(mode_bits(&Kind::Dir, 0o041_777), 0o777 | 1 << 31 | 1 << 20);
+        assert_eq!(mode_bits(&Kind::File, 0o106_755), 0o755 | 1 << 23 | 1 << 22);
+        assert_eq!(mode_bits(&Kind::CharDevice(5), 0o020_600), 0o600 | 1 << 26 | 1 << 21);
+    }
+
+    #[test]
+    fn a_smudge_is_before_the_epoch_and_of_its_own_manifest() {
+        let taken: Timestamp = "2026-11-20T03:15:00.123456789Z".parse().unwrap();
+        assert!(is_smudged(Some(smudged(taken))));
+        assert!(!is_smudged(Some(taken)));
+        assert_ne!(smudged(taken), smudged(taken + jiff::SignedDuration::from_nanos(1)));
+    }
+
+    #[test]
+    fn names_of_users_are_looked_up() {
+        let names = Names::default();
+        assert_eq!(names.user(0).as_deref(), Some("root"));
+        assert_eq!(names.group(0).as_deref(), Some("root"));
+        assert_eq!(names.user(4_000_000_001), None);
+    }
+}
