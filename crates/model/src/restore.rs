@@ -27,11 +27,13 @@ mod describe;
 mod listing;
 mod make;
 mod places;
+mod work;
 
 pub use choose::{Choice, choose};
 pub use listing::{Listed, Listing, Weight};
 pub use make::{plan, still_open};
 pub use places::{databases, places};
+pub use work::{Work, work};
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -123,6 +125,8 @@ pub struct PlaceFacts {
     pub found: Found,
     /// The directory above it.
     pub parent: ParentFacts,
+    /// Names directly in it can be changed by this user.
+    pub writable: bool,
     /// Why it cannot be renamed although its parent is writable: "it is a mount point".
     pub fixed: Option<String>,
     /// Mount points and subvolumes below it, which cannot be replaced by renaming what is above them.
@@ -168,7 +172,7 @@ pub enum ParentFacts {
 pub struct Census {
     /// Regular files there now.
     pub files: u64,
-    /// Of these, changed after the cut.
+    /// Of these, modified later than what the backup holds under the same name.
     pub newer: u64,
     /// Names that are not in the backup: excluded, or made since.
     pub unlisted: u64,

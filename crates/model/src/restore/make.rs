@@ -135,6 +135,10 @@ fn in_place(place: &Place, found: &PlaceFacts) -> Result<(), Failure> {
     }
     let whole = found.parent == ParentFacts::Writable && found.fixed.is_none();
     match (place.kind, &found.found) {
+        (PlaceKind::Tree, Found::Dir(_)) if !whole && !found.writable => Err(refused(
+            format!("this user can neither replace {shown} nor write into it"),
+            format!("run as root, or {elsewhere}"),
+        )),
         (PlaceKind::Link, _) | (PlaceKind::Tree, Found::Dir(_)) => Ok(()),
         (_, Found::Symlink(target)) => Err(refused(
             format!(
