@@ -1,0 +1,107 @@
+//! `kill -9` at random moments of a backup under load (promises 1 and 3). `STILLPOINT_KILLS` and
+//! `STILLPOINT_DOUBLE_KILLS` say how often; `scripts/prove` runs the full counts.
+
+mod common;
+
+use std::{
+    fs,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{Load, Site, below, count, rows_without_file, seed, start};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+/// Stall budget of the inventory plus the second that promise 1 allows.
+const RELEASED_WITHIN: Duration = Duration::from_secs(3);
+
+fn prepared() -> (Site, Load, u64) {
+    let seed = seed();
+    let site = Site::new();
+    let load = Load::start(&site, 3, seed);
+    site.init(&site.sources_and_process());
+    site.run(["backup"]).expect_status(0);
+    (site, load, seed)
+}
+
+/// How long one whole backup takes here and now.
+fn one_backup(site: &Site) -> Duration {
+    let start = Instant::now();
+    site.run(["backup"]).expect_status(0);
+    start.elapsed()
+}
+
+fn kill(pid: u32) {
+    assert!(Command::new("kill").arg("-9").arg(pid.to_string()).status().expect("kill").success());
+}
+
+#[test]
+fn a_killed_backup_holds_nobody_and_loses_nothing() {
+    let (site, load, seed) = prepared();
+    let mut random = StdRng::seed_from_u64(seed);
+    let length = one_backup(&site);
+    for round in 0..count("STILLPOINT_KILLS", 8) {
+        let before = site.backups();
+        let mut run = start(site.command(["backup"]));
+        let moment = length.mul_f64(random.random_range(0.0..1.1));
+        thread::sleep(moment);
+        let killed = run.try_wait().expect("a child").is_none();
+        if killed {
+            kill(run.id());
+        }
+        run.wait().expect("a child");
+        load.wait_for_progress(RELEASED_WITHIN);
+        assert_eq!(load.held(), [], "round {round}, killed after {moment:?}");
+        thread::sleep(Duration::from_secs(2));
+        site.restic(["check", "--read-data"]).expect_status(0);
+        let after = site.backups();
+        assert_eq!(after[..before.len()], before[..], "round {round}: every earlier backup is listed");
+    }
+    site.run(["backup"]).expect_status(0);
+    assert_eq!(site.leftovers(), Vec::<std::path::PathBuf>::new(), "the next run sweeps every pin");
+    let to = site.root().join("restored");
+    site.run(["restore", "guestbook", "--to", to.to_str().expect("UTF-8")]).expect_status(0);
+    assert_eq!(rows_without_file(&below(&to, &site.app())), Vec::<String>::new());
+}
+
+/// The watchdog of a run: a process of ours in a session of its own, started by it.
+fn watchdog_of(run: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{run}/task/{run}/children")).ok()?;
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(|pid: &u32| {
+        fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("watchdog"))
+    })
+}
+
+#[test]
+fn thaw_mends_what_program_and_watchdog_left_when_both_were_killed() {
+    let (site, load, seed) = prepared();
+    let mut random = StdRng::seed_from_u64(seed ^ 0xdead);
+    let length = one_backup(&site);
+    let mut both = 0;
+    for round in 0..count("STILLPOINT_DOUBLE_KILLS", 3) {
+        let before = site.backups();
+        let mut run = start(site.command(["backup"]));
+        thread::sleep(length.mul_f64(random.random_range(0.05..0.9)));
+        if let Some(watchdog) = watchdog_of(run.id()) {
+            kill(watchdog);
+            both += 1;
+        }
+        if run.try_wait().expect("a child").is_none() {
+            kill(run.id());
+        }
+        run.wait().expect("a child");
+        site.run(["thaw"]).expect_status(0);
+        load.wait_for_progress(RELEASED_WITHIN);
+        assert_eq!(load.held(), [], "round {round}");
+        assert_eq!(
+            site.leftovers(),
+            Vec::<std::path::PathBuf>::new(),
+            "round {round}: thaw removes pins too"
+        );
+        site.restic(["check", "--read-data"]).expect_status(0);
+        assert_eq!(site.backups()[..before.len()], before[..], "round {round}");
+    }
+    assert!(both > 0, "no watchdog was ever found: this test proves nothing");
+    site.run(["backup"]).expect_status(0);
+}
