@@ -9,7 +9,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -151,7 +151,6 @@ impl FileLock {
 }
 
 fn is_still_at(file: &File, path: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt;
     let held = file.metadata()?;
     match std::fs::symlink_metadata(path) {
         Ok(named) => Ok(named.ino() == held.ino() && named.dev() == held.dev()),

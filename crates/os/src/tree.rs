@@ -1,1 +1,27 @@
-//! (in the making)
+//! Directory trees as they are: every name with all its attributes, without opening a single file.
+//!
+//! What is stored how: regular files, directories, symbolic links, fifos and devices as such; hard links keep
+//! inode and number of links; a socket is not stored (its program makes it anew) and is noted; names are bytes.
+//! Whatever is mounted below a root is walked too, except filesystems that the kernel makes up, which are
+//! noted; a bind mount of a directory above itself is noted and not followed.
+//!
+//! Crash story: reads only. The tree may change under a walk: what vanishes meanwhile is said where it matters
+//! ([`Vanished`]), directories are recognised by inode when they are opened, links are never followed.
+
+mod meta;
+mod resolve;
+mod walk;
+
+pub use meta::{Found, clock_of_stamps, read_entry_meta};
+pub use resolve::{Resolved, ancestors, resolve};
+pub use walk::{Vanished, Walk};
+
+/// What an error of the system says, without its number.
+#[must_use]
+pub fn said(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.rsplit_once(" (os error ") {
+        Some((said, _)) => said.to_owned(),
+        None => text,
+    }
+}

@@ -1,0 +1,281 @@
+//! The attributes of one name, by path.
+//!
+//! Crash story: reads only.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::BorrowedFd,
+        unix::ffi::{OsStrExt, OsStringExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use model::{
+    entry::{Kind, Meta, Xattr},
+    size::Bytes,
+};
+use rustix::{
+    fs::{
+        AtFlags, CWD, FileType, Statx, StatxAttributes, StatxFlags, StatxTimestamp, lgetxattr, llistxattr,
+        makedev, readlinkat, statx,
+    },
+    io::Errno,
+    time::{ClockId, clock_gettime},
+};
+
+/// Longest list of names and longest value of an extended attribute: `XATTR_LIST_MAX`, `XATTR_SIZE_MAX`,
+/// linux/limits.h.
+const XATTR_MAX: usize = 65_536;
+
+/// What stands at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Something that is stored.
+    Stored(Kind),
+    /// A socket: its program makes it anew.
+    Socket,
+}
+
+/// An attribute that exists and could not be read.
+#[derive(Debug)]
+pub(super) struct Unread {
+    pub name: String,
+    pub error: io::Error,
+}
+
+/// What stands at a path, and its attributes. A symbolic link is not followed; nothing is opened.
+///
+/// # Errors
+/// What the filesystem says. Extended attributes that this user may not read are left out and logged.
+pub fn read_entry_meta(path: &Path) -> io::Result<(Found, Meta)> {
+    let status = status(CWD, path)?;
+    let (found, mut meta) = describe(CWD, path, &status)?;
+    let (xattrs, unread) = Xattrs::new().read(path)?;
+    meta.xattrs = xattrs;
+    for Unread { name, error } in unread {
+        tracing::debug!(path = %path.display(), name, %error, "an extended attribute cannot be read");
+    }
+    Ok((found, meta))
+}
+
+/// The clock by which the kernel stamps files at this moment: a change made from now on gets this time or a
+/// later one (`CLOCK_REALTIME_COARSE`, which ticks every 1 to 10 ms). Filesystems that keep whole seconds
+/// round down.
+#[must_use]
+pub fn clock_of_stamps() -> Timestamp {
+    let now = clock_gettime(ClockId::RealtimeCoarse);
+    let nanos = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
+    in_range(nanos)
+}
+
+pub(super) fn status(dir: BorrowedFd<'_>, name: impl rustix::path::Arg) -> io::Result<Statx> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    Ok(statx(dir, name, flags, StatxFlags::BASIC_STATS)?)
+}
+
+pub(super) fn is_mount_point(status: &Statx) -> bool {
+    status.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+}
+
+pub(super) fn device(status: &Statx) -> u64 {
+    makedev(status.stx_dev_major, status.stx_dev_minor)
+}
+
+/// Kind and attributes without the extended ones.
+pub(super) fn describe(
+    dir: BorrowedFd<'_>,
+    name: impl rustix::path::Arg,
+    status: &Statx,
+) -> io::Result<(Found, Meta)> {
+    let special = makedev(status.stx_rdev_major, status.stx_rdev_minor);
+    let found = match FileType::from_raw_mode(u32::from(status.stx_mode)) {
+        FileType::RegularFile => Found::Stored(Kind::File),
+        FileType::Directory => Found::Stored(Kind::Dir),
+        FileType::Symlink => {
+            let target = readlinkat(dir, name, Vec::new())?.into_bytes();
+            Found::Stored(Kind::Symlink(PathBuf::from(std::ffi::OsString::from_vec(target))))
+        }
+        FileType::Fifo => Found::Stored(Kind::Fifo),
+        FileType::CharacterDevice => Found::Stored(Kind::CharDevice(special)),
+        FileType::BlockDevice => Found::Stored(Kind::BlockDevice(special)),
+        FileType::Socket => Found::Socket,
+        FileType::Unknown => {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "an object of unknown kind"));
+        }
+    };
+    let size = match &found {
+        Found::Stored(Kind::File | Kind::Symlink(_)) => status.stx_size,
+        _ => 0,
+    };
+    let meta = Meta {
+        mode: u32::from(status.stx_mode),
+        uid: status.stx_uid,
+        gid: status.stx_gid,
+        size: Bytes(size),
+        mtime: timestamp(status.stx_mtime),
+        atime: timestamp(status.stx_atime),
+        ctime: timestamp(status.stx_ctime),
+        inode: status.stx_ino,
+        device: device(status),
+        links: u64::from(status.stx_nlink),
+        xattrs: Vec::new(),
+    };
+    Ok((found, meta))
+}
+
+fn timestamp(time: StatxTimestamp) -> Timestamp {
+    in_range(i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec))
+}
+
+/// A file may claim any 64-bit second; what lies beyond the years -9999 to 9999 is taken as their end.
+fn in_range(nanos: i128) -> Timestamp {
+    let end = if nanos < 0 { Timestamp::MIN } else { Timestamp::MAX };
+    Timestamp::from_nanosecond(nanos).unwrap_or(end)
+}
+
+/// Reads extended attributes, with buffers that are kept.
+pub(super) struct Xattrs {
+    names: Vec<u8>,
+    value: Vec<u8>,
+}
+
+impl Xattrs {
+    pub(super) fn new() -> Self {
+        Self { names: vec![0; XATTR_MAX], value: Vec::new() }
+    }
+
+    /// The attributes of a name that is not followed if it is a link, ordered by name, and those that could not
+    /// be read.
+    pub(super) fn read(&mut self, path: &Path) -> io::Result<(Vec<Xattr>, Vec<Unread>)> {
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        let length = match llistxattr(&path, &mut self.names[..]) {
+            Ok(0) | Err(Errno::NOTSUP) => return Ok((Vec::new(), Vec::new())),
+            Ok(length) => length,
+            Err(error @ (Errno::PERM | Errno::ACCESS)) => {
+                return Ok((Vec::new(), vec![Unread { name: "*".to_owned(), error: error.into() }]));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.value.resize(XATTR_MAX, 0);
+        let (mut read, mut unread) = (Vec::new(), Vec::new());
+        for name in self.names[..length].split(|b| *b == 0).filter(|name| !name.is_empty()) {
+            match lgetxattr(&path, name, &mut self.value[..]) {
+                Ok(length) => read.push(Xattr { name: name.to_vec(), value: self.value[..length].to_vec() }),
+                // Removed since it was listed.
+                Err(Errno::NODATA) => {}
+                Err(error @ (Errno::PERM | Errno::ACCESS | Errno::NOTSUP)) => unread
+                    .push(Unread { name: String::from_utf8_lossy(name).into_owned(), error: error.into() }),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        read.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok((read, unread))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::{
+            fs::{MetadataExt, PermissionsExt, symlink},
+            net::UnixListener,
+        },
+        path::PathBuf,
+    };
+
+    use jiff::Timestamp;
+    use model::{entry::Kind, size::Bytes};
+    use rustix::fs::{Mode, Timespec, Timestamps};
+
+    use super::{Found, clock_of_stamps, in_range, read_entry_meta};
+
+    #[test]
+    fn attributes_are_those_of_the_file_to_the_nanosecond() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, b"12345").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o4751)).unwrap();
+        let time = Timespec { tv_sec: -3, tv_nsec: 123_456_789 };
+        let file = fs::File::open(&path).unwrap();
+        rustix::fs::futimens(&file, &Timestamps { last_access: time, last_modification: time }).unwrap();
+        fs::hard_link(&path, dir.path().join("g")).unwrap();
+
+        let (found, meta) = read_entry_meta(&path).unwrap();
+        let std = fs::metadata(&path).unwrap();
+        assert_eq!(found, Found::Stored(Kind::File));
+        assert_eq!(meta.mode, std.mode());
+        assert_eq!((meta.uid, meta.gid), (std.uid(), std.gid()));
+        assert_eq!((meta.size, meta.inode, meta.device, meta.links), (Bytes(5), std.ino(), std.dev(), 2));
+        assert_eq!(meta.mtime.as_nanosecond(), -3_000_000_000 + 123_456_789);
+        assert_eq!(
+            meta.ctime.as_nanosecond(),
+            i128::from(std.ctime()) * 1_000_000_000 + i128::from(std.ctime_nsec())
+        );
+    }
+
+    #[test]
+    fn every_kind_is_told_apart_and_nothing_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        symlink("nowhere/at all", at("link")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let _socket = UnixListener::bind(at("socket")).unwrap();
+        let (link, meta) = read_entry_meta(&at("link")).unwrap();
+        assert_eq!(link, Found::Stored(Kind::Symlink(PathBuf::from("nowhere/at all"))));
+        assert_eq!(meta.size, Bytes(14));
+        assert_eq!(read_entry_meta(&at("fifo")).unwrap().0, Found::Stored(Kind::Fifo));
+        assert_eq!(read_entry_meta(&at("socket")).unwrap().0, Found::Socket);
+        let (dir_found, dir_meta) = read_entry_meta(dir.path()).unwrap();
+        assert_eq!((dir_found, dir_meta.size), (Found::Stored(Kind::Dir), Bytes(0)));
+        let null = read_entry_meta(std::path::Path::new("/dev/null")).unwrap().0;
+        assert_eq!(null, Found::Stored(Kind::CharDevice(rustix::fs::makedev(1, 3))));
+    }
+
+    #[test]
+    fn extended_attributes_and_acls_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, b"").unwrap();
+        xattr::set(&path, "user.b", b"\0two\xff").unwrap();
+        xattr::set(&path, "user.a", b"").unwrap();
+        // Version 2, then entries of tag, permissions, id: acl(5) and linux/posix_acl_xattr.h.
+        let acl = [
+            &[2, 0, 0, 0][..],
+            &[1, 0, 6, 0, 255, 255, 255, 255],
+            &[2, 0, 4, 0, 42, 0, 0, 0],
+            &[4, 0, 4, 0, 255, 255, 255, 255],
+            &[16, 0, 4, 0, 255, 255, 255, 255],
+            &[32, 0, 0, 0, 255, 255, 255, 255],
+        ]
+        .concat();
+        xattr::set(&path, "system.posix_acl_access", &acl).unwrap();
+        let (_, meta) = read_entry_meta(&path).unwrap();
+        let read: Vec<(&[u8], &[u8])> = meta.xattrs.iter().map(|x| (&x.name[..], &x.value[..])).collect();
+        let expected: [(&[u8], &[u8]); 3] =
+            [(b"system.posix_acl_access", &acl), (b"user.a", b""), (b"user.b", b"\0two\xff")];
+        let read: Vec<_> = read.into_iter().filter(|(name, _)| !name.starts_with(b"security.")).collect();
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn times_beyond_the_calendar_are_its_ends() {
+        assert_eq!(in_range(i128::from(i64::MAX) * 1_000_000_000), Timestamp::MAX);
+        assert_eq!(in_range(i128::from(i64::MIN) * 1_000_000_000), Timestamp::MIN);
+    }
+
+    #[test]
+    fn a_change_is_never_stamped_before_the_clock_of_stamps() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..200 {
+            let before = clock_of_stamps();
+            let path = dir.path().join(n.to_string());
+            fs::write(&path, b"x").unwrap();
+            let (_, meta) = read_entry_meta(&path).unwrap();
+            assert!(meta.ctime >= before, "{} is before {before}", meta.ctime);
+        }
+    }
+}
