@@ -39,7 +39,7 @@ pub struct CutRecord {
     pub vm: VmName,
     /// Before the first hold was asked for.
     pub frozen_at: Timestamp,
-    /// The instant of the cut: all holds taken, before the last pins began.
+    /// The instant of the cut: all holds taken, the last pin just made, nothing released yet.
     pub cut_at: Timestamp,
     /// After the last hold was released.
     pub thawed_at: Timestamp,

@@ -1,0 +1,55 @@
+//! From pins to entries: what could not be harvested is a problem of the cut.
+//!
+//! Crash story: reads pins, which their owner releases. Makes nothing that outlives it.
+
+use model::{
+    entry::Entry,
+    port::{Failure, FailureKind, Progress},
+};
+
+use crate::cut::{
+    crew::missing,
+    host::{Cut, Pinned},
+};
+
+/// All entries of all pins. Problems and checks go to the cut. A source whose harvest fails altogether is
+/// missing, and there is no evidence of it any more.
+///
+/// # Errors
+/// If no pin gives anything: the failure of the first.
+pub(super) fn gather(
+    pins: &mut [Pinned],
+    cut: &mut Cut,
+    progress: &dyn Progress,
+) -> Result<Vec<Entry>, Failure> {
+    let mut entries = vec![];
+    let mut first = None;
+    let mut harvested = 0;
+    for Pinned { source, pin } in pins {
+        match pin.harvest(progress) {
+            Ok(harvest) => {
+                harvested += 1;
+                entries.extend(harvest.entries);
+                cut.problems.extend(harvest.problems.into_iter().map(|problem| match problem.source {
+                    Some(_) => problem,
+                    None => problem.of(source),
+                }));
+                if let Some(evidence) = cut.evidence.iter_mut().find(|e| e.source == *source) {
+                    evidence.checks.extend(harvest.checks);
+                }
+            }
+            Err(failure) => {
+                cut.problems.push(missing(source, &failure));
+                cut.evidence.retain(|e| e.source != *source);
+                first.get_or_insert(failure);
+            }
+        }
+    }
+    if harvested > 0 && !entries.is_empty() {
+        return Ok(entries);
+    }
+    Err(first.unwrap_or_else(|| {
+        let why: Vec<String> = cut.problems.iter().map(ToString::to_string).collect();
+        Failure::new(FailureKind::Other, format!("there is nothing to store: {}", why.join(". ")), "")
+    }))
+}

@@ -1,0 +1,114 @@
+//! The two records of a backup, and its verdict.
+//!
+//! Crash story: pure functions, no effects.
+
+use std::cmp::Reverse;
+
+use model::{
+    id::{CutId, ServerName, SourceId, VmName},
+    plan::{CutPlan, PinMethod, PinPlan},
+    port::Draft,
+    problem::{Effect, Problem},
+    record::{BackupRecord, CutRecord, PinNote, RECORD_VERSION, StoredBackup},
+    retention::looks_wrong,
+    verdict::judge,
+};
+
+use crate::cut::{host::Cut, patience::mix};
+
+/// So many problems are written into a backup record; all are in the report.
+pub const PROBLEMS_KEPT: usize = 100;
+
+/// The record that is kept with the snapshot, and what it has no room for.
+pub(super) struct Records {
+    /// What is kept.
+    pub(super) short: BackupRecord,
+    /// All problems, the worst first.
+    pub(super) problems: Vec<Problem>,
+    /// All sources that the verdict is about.
+    pub(super) sources: Vec<SourceId>,
+}
+
+/// What is known at the thaw, and the checks that the pins have passed since.
+pub(super) fn of_cut(plan: &CutPlan, server: ServerName, vm: VmName, cut: &Cut, seed: u64) -> CutRecord {
+    let [a, b, c, ..] = mix(seed, 0).to_le_bytes();
+    CutRecord {
+        version: RECORD_VERSION,
+        cut: CutId::at(cut.cut_at, [a, b, c]),
+        application: plan.application.clone(),
+        relpath: plan.relpath.clone(),
+        server,
+        vm,
+        frozen_at: cut.frozen_at,
+        cut_at: cut.cut_at,
+        thawed_at: cut.thawed_at,
+        attempts: cut.attempts,
+        stalls: cut.stalls.clone(),
+        evidence: cut.evidence.clone(),
+        pins: pinned(plan, cut),
+        problems: plan.problems.iter().chain(&cut.problems).cloned().collect(),
+    }
+}
+
+/// Judges the draft and describes it.
+pub(super) fn of_backup(
+    plan: &CutPlan,
+    cut: CutRecord,
+    draft: &Draft,
+    label: Option<String>,
+    previous: &[StoredBackup],
+    duration_s: f64,
+) -> Records {
+    let mut problems = cut.problems;
+    problems.extend(draft.problems.iter().cloned());
+    problems.extend(empty(draft));
+    problems.sort_by_key(|p| Reverse(p.effect));
+    let short = BackupRecord {
+        version: RECORD_VERSION,
+        cut: cut.cut,
+        application: cut.application,
+        verdict: judge(&plan.sources, &cut.evidence, &problems),
+        looks_wrong: looks_wrong(previous, draft.files, draft.bytes),
+        label,
+        stalls: cut.stalls,
+        files: draft.files,
+        bytes: draft.bytes,
+        bytes_added: draft.bytes_added,
+        duration_s,
+        problems: problems.iter().take(PROBLEMS_KEPT).cloned().collect(),
+        problem_count: problems.len() as u64,
+        pins: cut.pins,
+    };
+    Records { short, problems, sources: plan.sources.clone() }
+}
+
+/// A backup without a single file is what a filesystem that is not mounted looks like. It is stored, but
+/// never with the best verdict.
+fn empty(draft: &Draft) -> Option<Problem> {
+    (draft.files == 0).then(|| {
+        Problem::new(
+            Effect::Weaker,
+            None,
+            "the backup holds no regular file",
+            "look whether everything is mounted where it should be",
+        )
+    })
+}
+
+/// The pins of which there is evidence: the others gave nothing that could be restored.
+fn pinned(plan: &CutPlan, cut: &Cut) -> Vec<PinNote> {
+    let is_there = |pin: &&PinPlan| cut.evidence.iter().any(|e| e.source == pin.source);
+    plan.pins.iter().filter(is_there).map(note).collect()
+}
+
+fn note(pin: &PinPlan) -> PinNote {
+    let (method, path) = match &pin.method {
+        PinMethod::BtrfsSnapshot(tree) => ("btrfs-snapshot", &tree.root),
+        PinMethod::TwoPassReflink(tree) => ("two-pass-reflink", &tree.root),
+        PinMethod::TwoPassCopy(tree) => ("two-pass-copy", &tree.root),
+        PinMethod::SqliteReflink(database) => ("sqlite-reflink", &database.path),
+        PinMethod::SqliteTransaction(database) => ("sqlite-transaction", &database.path),
+        PinMethod::SqlitePages(database) => ("sqlite-pages", &database.path),
+    };
+    PinNote { source: pin.source.clone(), method: method.to_owned(), path: path.clone() }
+}

@@ -1,0 +1,108 @@
+//! Everything that can be done while nobody is held: connecting, the first pass, storing it ahead, and rounds
+//! while the difference still shrinks.
+//!
+//! Crash story: nothing is held. What was prepared is owned by the crew and goes with it; what was stored
+//! ahead is listed nowhere, and the next run or `prune` deals with it.
+
+use std::sync::Arc;
+
+use model::{
+    entry::Manifest,
+    known::Known,
+    port::{Difference, Failure, Progress, Store},
+    problem::{Effect, Problem},
+};
+
+use super::crew::{Crew, without_remedy};
+
+/// More rounds than this are not worth their reading, even if each finds less than the one before.
+const ROUNDS: u32 = 4;
+
+/// What looking at a file costs beside its bytes, expressed in bytes.
+const FILE_COST: u64 = 4096;
+
+/// Prepares holds and pinners, and stores the first pass ahead.
+///
+/// # Errors
+/// If a hold of the whole application is impossible, if nothing is left to pin, or if the store fails. A
+/// source that cannot be locked or pinned is a problem of the crew, not an error.
+pub fn prepare(crew: &mut Crew<'_>, store: &mut dyn Store, progress: &dyn Progress) -> Result<(), Failure> {
+    crew.somebody()?;
+    holds(crew)?;
+    let known = store.known()?;
+    let ahead = first_pass(crew, &known);
+    crew.somebody()?;
+    if let Some(manifest) = ahead {
+        store.store_ahead(Arc::new(manifest), progress)?;
+    }
+    shrink(crew);
+    crew.somebody()
+}
+
+fn holds(crew: &mut Crew<'_>) -> Result<(), Failure> {
+    let mut impossible = vec![];
+    for hold in &mut crew.holds {
+        match hold.prepare() {
+            Ok(problems) => crew.problems.extend(problems),
+            // Without a hold of the whole application the cut would not be the one that was planned.
+            Err(failure) if hold.sources().is_empty() => return Err(failure),
+            Err(failure) => impossible.push((hold.sources(), failure)),
+        }
+    }
+    for (sources, failure) in impossible {
+        crew.lose(&sources, failure);
+    }
+    Ok(())
+}
+
+fn first_pass(crew: &mut Crew<'_>, known: &Known) -> Option<Manifest> {
+    let mut ahead: Vec<Manifest> = vec![];
+    let mut impossible = vec![];
+    for pinner in &mut crew.pinners {
+        match pinner.prepare(known) {
+            Ok(manifest) => ahead.extend(manifest),
+            Err(failure) => impossible.push((pinner.source(), failure)),
+        }
+    }
+    for (source, failure) in impossible {
+        crew.lose(&[source], failure);
+    }
+    let taken_at = ahead.iter().map(|m| m.taken_at).min()?;
+    Some(Manifest::merge(taken_at, ahead.into_iter().flat_map(|m| m.entries).collect()))
+}
+
+/// Rounds while each finds at most three quarters of what the one before found.
+fn shrink(crew: &mut Crew<'_>) {
+    let mut before = u64::MAX;
+    for _ in 0..ROUNDS {
+        let found = round(crew);
+        if found == 0 || found > before / 4 * 3 {
+            return;
+        }
+        before = found;
+    }
+}
+
+/// One round of every pinner; returns what it cost.
+pub(super) fn round(crew: &mut Crew<'_>) -> u64 {
+    let mut cost = 0_u64;
+    let mut impossible = vec![];
+    for pinner in &mut crew.pinners {
+        match pinner.round() {
+            Ok(Difference { files, bytes }) => {
+                cost = cost.saturating_add(bytes.0).saturating_add(files.saturating_mul(FILE_COST));
+            }
+            // The last round under the hold decides; this one was only to make it shorter.
+            Err(failure) if failure.is_transient() => {
+                let what = format!("a round before the cut failed: {}", without_remedy(&failure));
+                crew.problems
+                    .push(Problem::new(Effect::Note, None, what, failure.remedy).of(&pinner.source()));
+            }
+            Err(failure) => impossible.push((pinner.source(), failure)),
+        }
+    }
+    for (source, failure) in impossible {
+        crew.lose(&[source], failure);
+    }
+    cost
+}
