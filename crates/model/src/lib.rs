@@ -7,6 +7,7 @@
 //! Crash story: nothing here can be interrupted half-way, because nothing here has effects.
 
 pub mod cut;
+pub mod decide;
 pub mod entry;
 pub mod id;
 pub mod inventory;

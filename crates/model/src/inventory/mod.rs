@@ -194,3 +194,6 @@ impl Default for Keep {
         Self { last: 1, hourly: 168, daily: 30, weekly: 8, monthly: 0, yearly: 0 }
     }
 }
+
+#[cfg(test)]
+mod tests;
