@@ -78,17 +78,24 @@ pub trait Beside: Sync {
     /// # Errors
     /// If it cannot be made.
     fn file(&self, part: usize, item: &Listed) -> Result<Box<dyn Writing + '_>, Failure>;
-    /// Makes links, devices and pipes, then sets the attributes of the directories, deepest first.
-    /// `lost` names the files that could not be written, for hard links to them.
+    /// Makes hard links, symbolic links, devices and pipes. `lost` names the files that could not be written,
+    /// for hard links to them.
     ///
     /// # Errors
     /// [`crate::port::FailureKind::NoSpace`] or anything else that makes going on pointless.
     fn complete(&self, lost: &[PathBuf]) -> Result<Vec<Problem>, Failure>;
-    /// Compares everything that was written with the listing, entry by entry, and looks for anything more.
+    /// Compares everything that was written with the listing, entry by entry, and looks for anything more;
+    /// all but the attributes of directories.
     ///
     /// # Errors
     /// If it cannot be looked at.
     fn verify(&self) -> Result<Vec<Problem>, Failure>;
+    /// Sets the attributes of the directories, deepest first, and compares each at once: after it a closed
+    /// directory can neither be written nor looked into. Called last before the swap.
+    ///
+    /// # Errors
+    /// If a directory cannot be reached.
+    fn seal(&self) -> Result<Vec<Problem>, Failure>;
     /// Opens a file that was written, to compare its bytes.
     ///
     /// # Errors

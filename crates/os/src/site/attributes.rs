@@ -1,0 +1,200 @@
+//! Setting the attributes of one object, and naming what could not be set.
+//!
+//! Order matters: a change of owner clears set-id bits and capabilities, and a closed file takes no more
+//! attributes, so: owner, extended attributes, mode, times.
+//!
+//! Crash story: works on what lies in a staging directory that nobody else can enter; a stop half-way leaves
+//! an object that is removed with it.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use jiff::Timestamp;
+use model::{
+    entry::{Kind, Meta, Xattr},
+    problem::{Effect, Problem},
+    restore::Listed,
+};
+use rustix::{
+    fs::{
+        AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, chmodat, chownat, utimensat,
+    },
+    io::Errno,
+};
+
+/// Permission bits of `st_mode`, set-id and sticky bits included.
+pub(super) const PERMISSIONS: u32 = 0o7777;
+
+/// A name in an open directory: no path to it is ever followed twice.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub dir: OwnedFd,
+    pub name: OsString,
+}
+
+impl Place {
+    /// The place at a path relative to a directory. No symbolic link on the way is followed.
+    pub fn below(root: &OwnedFd, path: &Path) -> io::Result<Self> {
+        let name = path.file_name().ok_or(Errno::INVAL)?.to_owned();
+        let above = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Ok(Self { dir: open_dir(root, above)?, name })
+    }
+
+    /// A path by which system calls that take no directory reach it.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd())).join(&self.name)
+    }
+}
+
+/// Opens a directory for reaching what is in it, without following any symbolic link on the way.
+pub(super) fn open_dir(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+        // Before Linux 5.6. The listing has nothing below a link, and nobody else can write here.
+        Err(Errno::NOSYS) => Ok(rustix::fs::openat(root, path, flags, Mode::empty())?),
+        opened => Ok(opened?),
+    }
+}
+
+/// Sets attributes, and counts what only root could have set.
+#[derive(Debug)]
+pub(super) struct Setter {
+    privileged: bool,
+    uid: u32,
+    foreign: AtomicU64,
+    guarded: AtomicU64,
+}
+
+impl Setter {
+    pub fn new(privileged: bool) -> Self {
+        let uid = rustix::process::geteuid().as_raw();
+        Self { privileged, uid, foreign: AtomicU64::new(0), guarded: AtomicU64::new(0) }
+    }
+
+    /// Sets everything that the listing says of an object that is there.
+    pub fn set(&self, place: &Place, item: &Listed) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut note = |what: &str, result: io::Result<()>| {
+            if let Err(error) = result {
+                problems.push(not_set(&item.path, what, &error));
+            }
+        };
+        let owned = self.set_owner(place, &item.meta);
+        let is_own = matches!(owned, Ok(true));
+        note("the owner", owned.map(|_| ()));
+        for attribute in self.own(&item.meta.xattrs) {
+            let name = OsStr::from_bytes(&attribute.name);
+            let what = format!("the attribute {}", name.to_string_lossy());
+            note(&what, xattr::set(place.path(), name, &attribute.value));
+        }
+        if !matches!(item.kind, Kind::Symlink(_)) {
+            // Set-id bits for somebody else's sake are worse than none.
+            let bits = if is_own { item.meta.mode & PERMISSIONS } else { item.meta.mode & 0o1777 };
+            note("the mode", set_mode(place, bits));
+        }
+        note("the times", set_times(place, &item.meta));
+        problems
+    }
+
+    /// Whether the owner is now the listed one; not being allowed to set it is counted, not an error.
+    fn set_owner(&self, place: &Place, meta: &Meta) -> io::Result<bool> {
+        let uid = (self.privileged || meta.uid != self.uid).then(|| Uid::from_raw(meta.uid));
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let group = chownat(&place.dir, &place.name, None, Some(Gid::from_raw(meta.gid)), flags);
+        let user = uid.map_or(Ok(()), |uid| chownat(&place.dir, &place.name, Some(uid), None, flags));
+        match group.and(user) {
+            Ok(()) => Ok(true),
+            Err(Errno::PERM) if !self.privileged => {
+                self.foreign.fetch_add(1, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The attributes that this user may set.
+    pub fn own<'a>(&self, xattrs: &'a [Xattr]) -> Vec<&'a Xattr> {
+        let (own, guarded): (Vec<_>, Vec<_>) =
+            xattrs.iter().partition(|x| self.privileged || is_for_everyone(&x.name));
+        self.guarded.fetch_add(guarded.len() as u64, Ordering::Relaxed);
+        own
+    }
+
+    /// Whether owners are set at all.
+    pub fn is_privileged(&self) -> bool {
+        self.privileged
+    }
+
+    /// What was left out because this user may not set it, each kind once.
+    pub fn left_out(&self) -> Vec<Problem> {
+        let mut notes = Vec::new();
+        let mut note = |count: u64, what: &str| {
+            if count > 0 {
+                let remedy = "restore as root to have them";
+                notes.push(Problem::new(Effect::Note, None, format!("{count} {what}"), remedy));
+            }
+        };
+        note(self.foreign.load(Ordering::Relaxed), "objects belong to this user instead of their owners");
+        note(self.guarded.load(Ordering::Relaxed), "attributes that only root may set were left out");
+        notes
+    }
+}
+
+/// Namespaces that need no privilege, xattr(7); ACLs belong to the file's owner.
+pub(super) fn is_for_everyone(name: &[u8]) -> bool {
+    name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_")
+}
+
+fn set_mode(place: &Place, bits: u32) -> io::Result<()> {
+    Ok(chmodat(&place.dir, &place.name, Mode::from_raw_mode(bits), AtFlags::empty())?)
+}
+
+fn set_times(place: &Place, meta: &Meta) -> io::Result<()> {
+    let times = Timestamps { last_access: timespec(meta.atime), last_modification: timespec(meta.mtime) };
+    Ok(utimensat(&place.dir, &place.name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+fn timespec(time: Timestamp) -> Timespec {
+    let nanos = time.as_nanosecond();
+    // Both fit: a timestamp lies within ±10^4 years, the remainder below 10^9.
+    Timespec {
+        tv_sec: i64::try_from(nanos.div_euclid(1_000_000_000)).unwrap_or(0),
+        tv_nsec: i64::try_from(nanos.rem_euclid(1_000_000_000)).unwrap_or(0),
+    }
+}
+
+fn not_set(path: &Path, what: &str, error: &io::Error) -> Problem {
+    let remedy = if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) {
+        "the filesystem has no such attributes: restore to one that has"
+    } else {
+        ""
+    };
+    Problem::weaker(path, format!("{what} could not be set: {error}"), remedy)
+}
+
+/// Takes the access rules that a new directory inherited from the one above it, so that what is written in
+/// it inherits none.
+pub(super) fn forget_inherited(dir: &Path) -> io::Result<()> {
+    for name in ["system.posix_acl_default", "system.posix_acl_access"] {
+        match xattr::remove(dir, name) {
+            Ok(()) => {}
+            Err(e) if is_absent(&e) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(chmodat(CWD, dir, Mode::RWXU, AtFlags::empty())?)
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    let absent = [Errno::NODATA, Errno::OPNOTSUPP];
+    absent.iter().any(|e| error.raw_os_error() == Some(e.raw_os_error()))
+}
