@@ -76,7 +76,7 @@ pub fn reclaiming_keeps_what_is_listed(bench: &dyn Bench) {
 pub fn removing_what_is_not_there_is_an_error(bench: &dyn Bench) {
     let ids = filled(bench, &[1]);
     let foreign = BackupId::new("0".repeat(64)).expect("64 digits");
-    assert!(bench.shelf().remove(&[foreign.clone()]).is_err());
+    assert!(bench.shelf().remove(std::slice::from_ref(&foreign)).is_err());
     assert!(bench.shelf().accept(&foreign).is_err());
     assert_eq!(listed(bench), ids);
 }
