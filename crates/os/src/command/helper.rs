@@ -73,7 +73,11 @@ impl Helper {
     }
 
     /// Starts a helper that will lead a session: whoever leads a process group cannot begin one.
-    pub(crate) fn spawn_sessionless(&self, role: &str, args: &[OsString]) -> Result<HelperChild, CommandError> {
+    pub(crate) fn spawn_sessionless(
+        &self,
+        role: &str,
+        args: &[OsString],
+    ) -> Result<HelperChild, CommandError> {
         self.start(role, args, false)
     }
 
@@ -114,7 +118,16 @@ impl HelperChild {
                 let messages = Arc::new(Mutex::new(Tail::new(MESSAGES)));
                 collect(stderr, Arc::clone(&messages));
                 let stdout = Replies { pipe, buffer: Vec::new() };
-                Ok(Self { role: role.to_owned(), process, child, ended, stdin, stdout, messages, ends_with_us: true })
+                Ok(Self {
+                    role: role.to_owned(),
+                    process,
+                    child,
+                    ended,
+                    stdin,
+                    stdout,
+                    messages,
+                    ends_with_us: true,
+                })
             }
             (_, handles) => {
                 give_up(&mut child);

@@ -11,7 +11,7 @@
 
 mod capture;
 mod group;
-mod helper;
+pub(crate) mod helper;
 mod running;
 
 use std::{
@@ -120,7 +120,8 @@ impl Command {
     /// environment by which [`end_group`] knows them.
     #[must_use]
     pub fn gated_hook(hook: &Hook) -> Self {
-        const GATE: &str = "read -r STILLPOINT_HOOK && export STILLPOINT_HOOK && exec /bin/sh -c \"$1\" </dev/null";
+        const GATE: &str =
+            "read -r STILLPOINT_HOOK && export STILLPOINT_HOOK && exec /bin/sh -c \"$1\" </dev/null";
         let command = Self::new("/bin/sh").arg("-c").arg(GATE).arg("sh").arg(&hook.run).timeout(hook.timeout);
         Self { gated: true, ..command }
     }
@@ -233,7 +234,8 @@ impl Outcome {
     /// How it ended in one line, with the last line that it said: `exit status: 1 (no such unit)`.
     #[must_use]
     pub fn in_short(&self) -> String {
-        let ended = if self.timed_out { "took too long and was ended".to_owned() } else { self.status.to_string() };
+        let ended =
+            if self.timed_out { "took too long and was ended".to_owned() } else { self.status.to_string() };
         match self.last_message() {
             Some(line) => format!("{ended} ({line})"),
             None => ended,
@@ -242,7 +244,13 @@ impl Outcome {
 
     fn last_message(&self) -> Option<String> {
         let line = self.stderr.split(|b| *b == b'\n').rev().find(|line| !line.trim_ascii().is_empty())?;
-        Some(String::from_utf8_lossy(line.trim_ascii()).chars().filter(|c| !c.is_control()).take(300).collect())
+        Some(
+            String::from_utf8_lossy(line.trim_ascii())
+                .chars()
+                .filter(|c| !c.is_control())
+                .take(300)
+                .collect(),
+        )
     }
 }
 

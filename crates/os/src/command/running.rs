@@ -150,7 +150,9 @@ impl Drop for Running {
 }
 
 fn handles(child: &mut Child) -> io::Result<(ProcessRef, OwnedFd)> {
-    for pipe in child.stdout.as_ref().map(AsFd::as_fd).into_iter().chain(child.stderr.as_ref().map(AsFd::as_fd)) {
+    for pipe in
+        child.stdout.as_ref().map(AsFd::as_fd).into_iter().chain(child.stderr.as_ref().map(AsFd::as_fd))
+    {
         nonblocking(pipe)?;
     }
     Ok((child_ref(child)?, child_pidfd(child)?))

@@ -117,7 +117,8 @@ fn a_helper_answers_lines_and_ends_with_its_input() {
 
 #[test]
 fn the_last_words_of_a_helper_are_in_the_error() {
-    let helper = Helper { program: "/bin/sh".into(), args: vec!["-c".into(), "echo alas >&2; exit 1".into()] };
+    let helper =
+        Helper { program: "/bin/sh".into(), args: vec!["-c".into(), "echo alas >&2; exit 1".into()] };
     let mut child = helper.spawn("role", &[]).unwrap();
     let error = child.receive::<String>(Duration::from_secs(10)).unwrap_err();
     assert_eq!(error.to_string(), "the helper role ended unexpectedly, saying \"alas\"");

@@ -160,7 +160,8 @@ fn candidates(pid: u32) -> Vec<PathBuf> {
         for path in groups.lines().filter_map(|line| path_in(line, mount.version)) {
             let Ok(below) = Path::new(path).strip_prefix(mount.root) else { continue };
             let deepest = Path::new(mount.point).join(below);
-            found.extend(deepest.ancestors().take_while(|a| *a != Path::new(mount.point)).map(Path::to_owned));
+            found
+                .extend(deepest.ancestors().take_while(|a| *a != Path::new(mount.point)).map(Path::to_owned));
         }
     }
     found

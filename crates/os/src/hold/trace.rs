@@ -70,7 +70,9 @@ pub(super) fn stopped(tid: u32) -> io::Result<Option<Stop>> {
     let (signal, event) = (status & 0xff, status >> 8);
     Ok(Some(match event {
         0 => Stop::Signal(signal),
-        libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK => Stop::Born(born(tid)?),
+        libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK => {
+            Stop::Born(born(tid)?)
+        }
         EVENT_STOP => Stop::Interrupted,
         other => return Err(io::Error::other(format!("thread {tid} is in an unknown stop {other}"))),
     }))
@@ -80,9 +82,8 @@ pub(super) fn stopped(tid: u32) -> io::Result<Option<Stop>> {
 fn born(tid: u32) -> io::Result<u32> {
     let mut message: libc::c_ulong = 0;
     // SAFETY: GETEVENTMSG writes one unsigned long to the data pointer, which is that of a live local.
-    let result = unsafe {
-        libc::ptrace(libc::PTRACE_GETEVENTMSG, id(tid)?, ptr::null_mut::<u8>(), &raw mut message)
-    };
+    let result =
+        unsafe { libc::ptrace(libc::PTRACE_GETEVENTMSG, id(tid)?, ptr::null_mut::<u8>(), &raw mut message) };
     check(result)?;
     u32::try_from(message).map_err(io::Error::other)
 }

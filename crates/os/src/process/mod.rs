@@ -48,7 +48,9 @@ pub enum ProcessError {
         path: PathBuf,
     },
     /// Several control groups bear the name of the unit.
-    #[error("more than one control group is named {unit}: {groups}; name the application by pid_file instead")]
+    #[error(
+        "more than one control group is named {unit}: {groups}; name the application by pid_file instead"
+    )]
     Ambiguous {
         /// The unit.
         unit: String,

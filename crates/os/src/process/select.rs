@@ -34,8 +34,7 @@ pub fn describe(selector: &ProcessSelector) -> String {
 }
 
 pub(super) fn all() -> Result<Vec<u32>, ProcessError> {
-    stat::numbers(Path::new("/proc"))
-        .map_err(|source| ProcessError::Proc { path: "/proc".into(), source })
+    stat::numbers(Path::new("/proc")).map_err(|source| ProcessError::Proc { path: "/proc".into(), source })
 }
 
 fn of_unit(unit: &str) -> Result<Vec<ProcessRef>, ProcessError> {

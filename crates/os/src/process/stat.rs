@@ -37,7 +37,8 @@ pub(crate) fn read_thread(pid: u32, tid: u32) -> io::Result<Stat> {
 fn read_file(path: &str) -> io::Result<Stat> {
     // The name in field 2 is any bytes.
     let bytes = fs::read(path)?;
-    parse(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{path} has another form")))
+    parse(&bytes)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{path} has another form")))
 }
 
 /// The name in field 2 may hold spaces and parentheses, so counting begins after the last `)`.
