@@ -162,7 +162,14 @@ impl Backend {
         Ok(bytes.into())
     }
 
-    fn read_part(&self, tpe: FileType, id: &Id, at: u32, length: u32) -> Result<Bytes, StorageError> {
+    /// Reads a part of a file.
+    pub(crate) fn read_part(
+        &self,
+        tpe: FileType,
+        id: &Id,
+        at: u32,
+        length: u32,
+    ) -> Result<Bytes, StorageError> {
         if let Some(bytes) = self.withheld(tpe, id) {
             let (from, to) = (at as usize, (at as usize).saturating_add(length as usize));
             if let Some(part) = (to <= bytes.len()).then(|| bytes.slice(from..to)) {

@@ -51,6 +51,12 @@ pub enum RepositoryError {
         /// Who.
         holder: Box<Holder>,
     },
+    /// Our own lock is gone: somebody took it for dead and removed it.
+    #[error("our lock of {} was removed by somebody else while we wrote", pathtext::show(dir))]
+    LockLost {
+        /// The repository.
+        dir: PathBuf,
+    },
     /// A file of the repository could not be written, read or removed, or is not what it should be.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -210,7 +216,7 @@ impl RepositoryError {
             Self::Storage(error) => error.kind(),
             Self::Damaged { .. } => FailureKind::Damaged,
             Self::Foreign { .. } | Self::Exists { .. } | Self::Refused { .. } => FailureKind::Refused,
-            Self::NoSuchBackup { .. } | Self::Library { .. } => FailureKind::Other,
+            Self::LockLost { .. } | Self::NoSuchBackup { .. } | Self::Library { .. } => FailureKind::Other,
             Self::Journal { source } => source.kind,
         }
     }
@@ -230,6 +236,9 @@ impl RepositoryError {
                 "see that `password_file` names the key of this repository; the recovery sheet has it".into()
             }
             Self::Locked { holder, .. } => holder.remedy(),
+            Self::LockLost { .. } => {
+                "see who ran `restic unlock`, run `stillpoint check`, and take the backup again".into()
+            }
             Self::Storage(error) => error.remedy().into(),
             Self::NoSuchBackup { .. } => "`stillpoint list` shows those that are there".into(),
             Self::Damaged { .. } => "run `stillpoint check --read-data` for what is affected".into(),

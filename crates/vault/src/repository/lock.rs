@@ -279,6 +279,11 @@ impl Lock {
         Self { held, locks, stop, refresher: Some(refresher) }
     }
 
+    /// Whether the lock's file is still there: whoever takes us for dead may remove it.
+    pub(crate) fn stands(&self) -> bool {
+        guard(&self.held).as_ref().is_some_and(|held| held.path.exists())
+    }
+
     /// Removes the lock.
     ///
     /// # Errors

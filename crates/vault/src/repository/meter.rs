@@ -71,13 +71,24 @@ impl Meter {
                     thread::park_timeout(TICK);
                 }
             });
-            let result = task();
-            over.store(true, Ordering::Relaxed);
-            teller.thread().unpark();
-            result
+            // Also if the task panics, or the scope would wait for the teller for ever.
+            let _end = AtEnd(|| {
+                over.store(true, Ordering::Relaxed);
+                teller.thread().unpark();
+            });
+            task()
         });
         tell();
         progress.end();
         result
+    }
+}
+
+/// Does something when it goes out of scope.
+struct AtEnd<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        (self.0)();
     }
 }

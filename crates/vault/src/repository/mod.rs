@@ -8,6 +8,8 @@
 //! restic's locks: see [`mod@lock`].
 
 mod backend;
+mod check;
+mod compare;
 mod crypt;
 mod disk;
 mod error;
@@ -17,8 +19,13 @@ mod meter;
 mod node;
 mod open;
 mod password;
+mod restore;
+mod shelf;
+mod snapshot;
+mod source;
 mod store;
 
+pub use check::{CheckReport, Depth};
 pub use error::{LibraryError, RepositoryError, StorageError};
 pub use keys::KeyInfo;
 pub use lock::{Holder, Who};

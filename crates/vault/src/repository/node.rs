@@ -140,6 +140,21 @@ fn mode_bits(kind: &Kind, mode: u32) -> u32 {
     kind_bits | special_bits | (mode & 0o777)
 }
 
+/// `st_mode` from what Go writes; the kind's bits are the kind's.
+pub(crate) fn unix_mode(kind: &Kind, mode: u32) -> u32 {
+    let special = [(0o4000, go::SETUID), (0o2000, go::SETGID), (0o1000, go::STICKY)];
+    let kind_bits = match kind {
+        Kind::File => 0o100_000,
+        Kind::Dir => 0o040_000,
+        Kind::Symlink(_) => 0o120_000,
+        Kind::BlockDevice(_) => 0o060_000,
+        Kind::CharDevice(_) => 0o020_000,
+        Kind::Fifo => 0o010_000,
+    };
+    let special_bits = special.iter().filter(|(_, go)| mode & go != 0).map(|(bit, _)| bit).sum::<u32>();
+    kind_bits | special_bits | (mode & 0o777)
+}
+
 /// Attributes whose names are UTF-8, as JSON needs them; [`unstorable`] has the others.
 fn attributes<A: serde::de::DeserializeOwned>(xattrs: &[Xattr]) -> Vec<A> {
     use base64::{Engine, engine::general_purpose::STANDARD};
@@ -187,6 +202,14 @@ mod tests {
         assert_eq!(mode_bits(&Kind::Dir, 0o041_777), 0o777 | 1 << 31 | 1 << 20);
         assert_eq!(mode_bits(&Kind::File, 0o106_755), 0o755 | 1 << 23 | 1 << 22);
         assert_eq!(mode_bits(&Kind::CharDevice(5), 0o020_600), 0o600 | 1 << 26 | 1 << 21);
+    }
+
+    #[test]
+    fn modes_come_back() {
+        let modes = [(Kind::File, 0o106_755), (Kind::Dir, 0o041_777), (Kind::CharDevice(5), 0o020_600)];
+        for (kind, mode) in modes {
+            assert_eq!(super::unix_mode(&kind, mode_bits(&kind, mode)), mode, "{kind:?}");
+        }
     }
 
     #[test]
