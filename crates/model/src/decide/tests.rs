@@ -1,3 +1,7 @@
+//! Tests of the decision, over facts made by hand.
+//!
+//! Crash story: tests of pure functions.
+
 use std::{path::PathBuf, time::Duration};
 
 use super::decide;

@@ -4,10 +4,6 @@
 //!
 //! Crash story: plain values, no effects.
 
-use std::{path::PathBuf, time::Duration};
-
-use globset::Glob;
-
 mod application;
 mod error;
 mod origin;
@@ -18,17 +14,21 @@ mod template;
 mod validate;
 mod values;
 
-pub use error::{InventoryError, InventoryErrors};
-pub use origin::{Origin, PathRole, missing_paths};
-pub use parse::{InventoryText, parse};
-pub use template::{TemplateApplication, TemplateChoices, template};
-pub use values::{duration, pattern, show_duration};
+use std::{path::PathBuf, time::Duration};
+
+use globset::Glob;
 
 use crate::{
     id::{AppName, Relpath, ServerName, SourceId, VmName},
     undo::Hook,
     verdict::Verdict,
 };
+
+pub use error::{InventoryError, InventoryErrors};
+pub use origin::{Origin, PathRole, missing_paths};
+pub use parse::{InventoryText, parse};
+pub use template::{TemplateApplication, TemplateChoices, template};
+pub use values::{duration, pattern, show_duration};
 
 /// A whole inventory: `stillpoint.toml` and its `applications.d`.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,3 +1,7 @@
+//! Tests of the inventory, from text to value.
+//!
+//! Crash story: tests of pure functions.
+
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use proptest::prelude::{prop, prop_assert, proptest};

@@ -1,3 +1,7 @@
+//! Tests of retention: examples, and properties over any shelf.
+//!
+//! Crash story: tests of pure functions.
+
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, proptest};
 
