@@ -1,1 +1,337 @@
-//! (in the making)
+//! The main path of `restore`: [`plan`] decides, [`run`] executes.
+//!
+//! Crash story, line by line of [`run`]: until the swap everything is written beside, in directories that the
+//! journal names, and the application runs on; a stop leaves what was there untouched. Around the swap the
+//! application is stopped, if it has hooks; the start hook is journalled before the stop hook runs, and the
+//! swap's undo after it, so that whoever undoes both in reverse order starts the application on the old state
+//! and never on a mix. After the swap's point of no return only what was there before is still to be removed.
+//! A backup of the same application must not run beside us: the program holds its lock.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use model::{
+    port::{Clock, Failure, FailureKind, Frozen, Hold, Journal, Progress, Stage},
+    port_restore::{Beside, Contents, Site, Swapped},
+    problem::{Effect, Problem},
+    restore::{
+        Request, RestorePlan, RestoreReport, Target, Work, databases, places, sidecars, still_open, work,
+    },
+    size::Bytes,
+};
+
+/// How long the application may stay stopped, after its stop hook has ended, before the watchdog starts it.
+/// The swap itself takes a rename for each root and a sync.
+const STOPPED: Duration = Duration::from_secs(600);
+
+/// How many problems are told one by one.
+const MOST_PROBLEMS: usize = 1000;
+
+/// What is needed to execute a plan.
+pub struct Job<'a> {
+    /// The backup, open for reading.
+    pub contents: &'a dyn Contents,
+    /// The machine to restore on.
+    pub site: &'a dyn Site,
+    /// Where everything is written down before it is made.
+    pub journal: Arc<dyn Journal>,
+    /// The clocks.
+    pub clock: &'a dyn Clock,
+    /// Where progress is reported.
+    pub progress: &'a dyn Progress,
+    /// How many files are written at once; each takes the memory of one part of a file (8 MiB at most).
+    pub threads: usize,
+    /// Read everything back from disk and compare it with the repository: takes twice as long.
+    pub reread: bool,
+}
+
+/// Looks at the target and makes the plan. Changes nothing.
+///
+/// # Errors
+/// If the restore is refused; says why and what to do.
+pub fn plan(request: &Request, contents: &dyn Contents, site: &dyn Site) -> Result<RestorePlan, Failure> {
+    let listing = contents.listing();
+    let places = places(request, listing)?;
+    let watched = match request.target {
+        Target::Directory { .. } => Vec::new(),
+        Target::InPlace { .. } => {
+            let databases = databases(&request.backup, listing)?;
+            databases.iter().flat_map(|d| [d.clone()].into_iter().chain(sidecars(d))).collect()
+        }
+    };
+    let facts = site.survey(&places, listing, &watched)?;
+    model::restore::plan(request, listing, &facts)
+}
+
+/// Executes a plan. `stop` is the stop hook of the application, for a plan with hooks.
+///
+/// # Errors
+/// If nothing was restored: what was there is as it was, unless the failure says otherwise. Also if all was
+/// restored but the application could not be started. A restore to a directory that lacks something is a
+/// report with problems.
+pub fn run(
+    plan: &RestorePlan,
+    job: &Job<'_>,
+    mut stop: Option<Box<dyn Hold>>,
+) -> Result<RestoreReport, Failure> {
+    let started = job.clock.moment();
+    let in_place = matches!(plan.target, Target::InPlace { .. });
+    if plan.hooks && stop.is_none() {
+        return Err(Failure::new(FailureKind::Other, "the plan has hooks, but none were given", ""));
+    }
+    if !plan.hooks {
+        refuse_open(plan, job.site)?;
+    }
+
+    // Nobody is held; everything is written beside.
+    let beside = job.site.begin(plan, job.contents.listing(), &job.journal)?;
+    let mut outcome = write(plan, job, beside.as_ref())?;
+    outcome.problems.extend(job.contents.listing().problems.iter().cloned());
+    let missing = outcome.problems.iter().find(|p| p.effect == Effect::Missing).cloned();
+
+    // Put it in place.
+    let mut places: Vec<PathBuf> = plan.parts.iter().map(|p| p.to.clone()).collect();
+    let swapped = match missing {
+        Some(first) if in_place => return Err(not_swapped(&first, &outcome.problems, beside)),
+        Some(_) => {
+            places = vec![beside.leave_incomplete()?];
+            Swapped::default()
+        }
+        None => swap(plan, job, stop.as_deref_mut(), beside)?,
+    };
+
+    outcome.problems.extend(swapped.problems);
+    Ok(RestoreReport {
+        application: plan.application.clone(),
+        backup: plan.backup.clone(),
+        cut: plan.cut.clone(),
+        time: plan.time,
+        verdict: plan.verdict,
+        target: plan.target.clone(),
+        places,
+        files: outcome.files,
+        bytes: outcome.bytes,
+        problems: bounded(outcome.problems),
+        kept: swapped.kept,
+        next: next(plan),
+        duration_s: job.clock.moment().since(started).as_secs_f64(),
+    })
+}
+
+/// What was written beside.
+#[derive(Debug, Default)]
+struct Written {
+    files: u64,
+    bytes: Bytes,
+    problems: Vec<Problem>,
+    lost: Vec<PathBuf>,
+}
+
+fn write(plan: &RestorePlan, job: &Job<'_>, beside: &dyn Beside) -> Result<Written, Failure> {
+    let listing = job.contents.listing();
+    let work = work(plan, listing);
+    let first = beside.directories()?;
+    let mut written = with_progress(job.progress, Stage::Restoring, Some(plan.bytes), || {
+        in_threads(job, &work, |part, item| write_file(job, beside, part, item))
+    })?;
+    written.problems.splice(0..0, first);
+    written.problems.extend(beside.complete(&written.lost)?);
+    for (link, _) in &work.links {
+        written.files += 1;
+        written.bytes = written.bytes + listing.entries()[link.1].meta.size;
+    }
+    written.problems.extend(with_progress(job.progress, Stage::Verifying, None, || beside.verify())?);
+    if job.reread {
+        beside.sync()?;
+        let compared = with_progress(job.progress, Stage::Reading, Some(plan.bytes), || {
+            in_threads(job, &work, |part, item| reread(job, beside, part, item))
+        })?;
+        written.problems.extend(compared.problems);
+    }
+    written.problems.extend(beside.seal()?);
+    beside.sync()?;
+    Ok(written)
+}
+
+fn with_progress<T>(
+    progress: &dyn Progress,
+    stage: Stage,
+    total: Option<Bytes>,
+    task: impl FnOnce() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    progress.begin(stage, total);
+    let result = task();
+    progress.end();
+    result
+}
+
+/// Does something with every regular file. A full disk ends it all; any other failure loses that file only.
+fn in_threads<F>(job: &Job<'_>, work: &Work, task: F) -> Result<Written, Failure>
+where
+    F: Fn(usize, usize) -> Result<Vec<Problem>, Failure> + Sync,
+{
+    let (next, full) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let shared: Mutex<(Written, Option<Failure>)> = Mutex::default();
+    let entries = job.contents.listing().entries();
+    let worker = || {
+        while let Some((part, item)) = work.files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if full.load(Ordering::Relaxed) {
+                return;
+            }
+            let done = task(*part, *item);
+            let mut state = shared.lock().unwrap_or_else(PoisonError::into_inner);
+            let meta = &entries[*item].meta;
+            match done {
+                Ok(problems) => {
+                    state.0.files += 1;
+                    state.0.bytes = state.0.bytes + meta.size;
+                    state.0.problems.extend(problems);
+                }
+                Err(failure) if failure.kind == FailureKind::NoSpace => {
+                    full.store(true, Ordering::Relaxed);
+                    state.1.get_or_insert(failure);
+                }
+                Err(failure) => {
+                    let path = entries[*item].path.clone();
+                    let what = format!("could not be restored: {}", failure.in_full());
+                    state.0.problems.push(Problem::missing(path.clone(), what, ""));
+                    state.0.lost.push(path);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..job.threads.max(1) {
+            scope.spawn(worker);
+        }
+        worker();
+    });
+    let (mut written, failure) = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
+    written.problems.sort_by(|a, b| a.path.cmp(&b.path));
+    failure.map_or(Ok(written), Err)
+}
+
+fn write_file(job: &Job<'_>, beside: &dyn Beside, part: usize, item: usize) -> Result<Vec<Problem>, Failure> {
+    let mut file = beside.file(part, &job.contents.listing().entries()[item])?;
+    job.contents.read(item, &mut |bytes| {
+        file.append(bytes)?;
+        job.progress.advance(Bytes(bytes.len() as u64));
+        Ok(())
+    })?;
+    file.finish()
+}
+
+fn reread(job: &Job<'_>, beside: &dyn Beside, part: usize, item: usize) -> Result<Vec<Problem>, Failure> {
+    let entry = &job.contents.listing().entries()[item];
+    let mut file = beside.reread(part, entry)?;
+    let mut same = true;
+    job.contents.read(item, &mut |bytes| {
+        same = same && file.is_next(bytes)?;
+        job.progress.advance(Bytes(bytes.len() as u64));
+        Ok(())
+    })?;
+    if same {
+        return Ok(Vec::new());
+    }
+    let what = "reads back otherwise than it was written: the disk may be failing";
+    Ok(vec![Problem::missing(&entry.path, what, "restore to another disk")])
+}
+
+/// Stops the application, if it has hooks, swaps, and starts it again on every way out.
+fn swap(
+    plan: &RestorePlan,
+    job: &Job<'_>,
+    hooks: Option<&mut (dyn Hold + 'static)>,
+    beside: Box<dyn Beside + '_>,
+) -> Result<Swapped, Failure> {
+    let mut frozen = None;
+    if let Some(hook) = hooks.filter(|_| plan.hooks) {
+        hook.prepare()?;
+        frozen = Some(hook.freeze(model::time::Deadline(job.clock.moment().after(STOPPED)))?);
+    }
+    let swapped = swap_held(plan, job, frozen.as_deref_mut(), beside);
+    let Some(frozen) = frozen else { return swapped };
+    match (swapped, frozen.thaw()) {
+        (swapped, Ok(())) => swapped,
+        (Ok(_), Err(failure)) => Err(Failure::new(
+            failure.kind,
+            "everything is restored and in place, but the application is not started again",
+            failure.remedy.clone(),
+        )
+        .because(failure)),
+        (Err(first), Err(second)) => {
+            let what = format!("{}; moreover the application is not started again: {second}", first.what);
+            let remedy = format!("{}; {}", first.remedy, second.remedy);
+            Err(Failure::new(first.kind, what, remedy).because(first))
+        }
+    }
+}
+
+fn swap_held(
+    plan: &RestorePlan,
+    job: &Job<'_>,
+    frozen: Option<&mut (dyn Frozen + 'static)>,
+    beside: Box<dyn Beside + '_>,
+) -> Result<Swapped, Failure> {
+    refuse_open(plan, job.site)?;
+    if let Some(frozen) = frozen {
+        frozen.prove()?;
+    }
+    beside.swap()
+}
+
+fn refuse_open(plan: &RestorePlan, site: &dyn Site) -> Result<(), Failure> {
+    if plan.must_be_closed.is_empty() {
+        return Ok(());
+    }
+    match site.open_by(&plan.must_be_closed)?.first() {
+        Some(opened) => Err(still_open(opened)),
+        None => Ok(()),
+    }
+}
+
+/// Everything is as it was: what was written beside is removed.
+fn not_swapped(first: &Problem, problems: &[Problem], beside: Box<dyn Beside + '_>) -> Failure {
+    let count = problems.iter().filter(|p| p.effect == Effect::Missing).count();
+    let mut what =
+        format!("{count} objects could not be restored, so nothing was replaced; the first: {first}");
+    if let Err(failure) = beside.discard() {
+        what.push_str("; moreover ");
+        what.push_str(&failure.in_full());
+    }
+    Failure::new(FailureKind::Damaged, what, "use another backup, or restore with --to DIR what there is")
+}
+
+/// A list that stays readable: what is missing comes first, the rest is counted.
+fn bounded(mut problems: Vec<Problem>) -> Vec<Problem> {
+    problems.sort_by_key(|p| std::cmp::Reverse(p.effect));
+    if problems.len() > MOST_PROBLEMS {
+        let more = problems.len() - MOST_PROBLEMS;
+        let effect = problems[MOST_PROBLEMS].effect;
+        problems.truncate(MOST_PROBLEMS);
+        problems.push(Problem::new(effect, None, format!("{more} more problems are not shown"), ""));
+    }
+    problems
+}
+
+fn next(plan: &RestorePlan) -> Vec<String> {
+    match (&plan.target, plan.hooks) {
+        (Target::Directory { .. }, _) => {
+            vec!["the directory is closed to other users: it may hold what only some may read".to_owned()]
+        }
+        (Target::InPlace { .. }, true) => {
+            vec!["the application was stopped and has been started again".to_owned()]
+        }
+        (Target::InPlace { .. }, false) => {
+            let what = "start the application again if you stopped it; restart whatever ran meanwhile, it \
+                        still sees the old files";
+            vec![what.to_owned()]
+        }
+    }
+}

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     entry::Kind,
     port::{Failure, FailureKind},
+    problem::{Effect, Problem},
     size::Bytes,
 };
 
@@ -31,6 +32,12 @@ pub fn plan(request: &Request, listing: &Listing, facts: &SiteFacts) -> Result<R
     }
     let mut plan = empty(request, facts);
     judge_backup(request, &mut plan)?;
+    if let (Target::InPlace { .. }, Some(lost)) = (&request.target, lost(listing)) {
+        return Err(refused(
+            format!("the repository has lost a part of this backup: {lost}"),
+            "use another backup, or restore with --to DIR what there is",
+        ));
+    }
     for (place, found) in places.iter().zip(&facts.places) {
         match &request.target {
             Target::Directory { dir } => to_directory(request, dir, found)?,
@@ -69,6 +76,10 @@ fn empty(request: &Request, facts: &SiteFacts) -> RestorePlan {
         bytes: Bytes(0),
         notes: Vec::new(),
     }
+}
+
+fn lost(listing: &Listing) -> Option<&Problem> {
+    listing.problems.iter().find(|p| p.effect == Effect::Missing)
 }
 
 fn judge_backup(request: &Request, plan: &mut RestorePlan) -> Result<(), Failure> {
