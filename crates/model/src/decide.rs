@@ -206,8 +206,8 @@ fn directory_pin(found: &DirectoryFacts, tree: TreePlan) -> (PinMethod, String) 
     }
 }
 
-/// What other pins of the application store: its databases with their sidecars, and directories that are
-/// sources of their own.
+/// What other pins of the application store: its databases with their sidecars. Directories that are sources of
+/// their own are pinned with the outer one too: merging the manifests leaves each path once.
 fn carved(application: &Application, directory: &Directory) -> Vec<PathBuf> {
     let mut carved = Vec::new();
     for Database::Sqlite { path } in &application.databases {
@@ -216,8 +216,6 @@ fn carved(application: &Application, directory: &Directory) -> Vec<PathBuf> {
             carved.extend(SIDECARS.iter().map(|suffix| sidecar(path, suffix)));
         }
     }
-    let inner = application.directories.iter().map(|other| &other.path);
-    carved.extend(inner.filter(|p| **p != directory.path && p.starts_with(&directory.path)).cloned());
     carved
 }
 
