@@ -14,6 +14,14 @@ pub enum Choice {
     Id(String),
 }
 
+impl Choice {
+    /// Takes the word `latest`, or anything else as an id.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        if text == "latest" { Self::Latest } else { Self::Id(text.to_owned()) }
+    }
+}
+
 /// Finds the backup that is meant.
 ///
 /// # Errors
