@@ -1,0 +1,279 @@
+//! Pinning a btrfs subvolume by a read-only snapshot: one atomic step.
+//!
+//! A subvolume nested in it gets a snapshot of its own, a moment later; then a scan of the live tree has to show
+//! that nothing changed since. Another filesystem mounted in it is not in any snapshot and is missing: the
+//! planner pins such trees in two passes.
+//!
+//! Crash story: each snapshot is journalled before it is made, and crossed off when it is deleted. Nothing else
+//! is written.
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use model::{
+    entry::{Body, Entry, Harvest, Kind, Manifest},
+    id::SourceId,
+    known::Known,
+    pathtext,
+    plan::TreePlan,
+    port::{Clock, Difference, Failure, FailureKind, Journal, Pin, Pinner, Progress, Stage},
+    problem::Problem,
+    time::Deadline,
+    verdict::Stillness,
+};
+use os::{
+    durable::create_dirs,
+    mounts::Mounts,
+    subvolume::{EMPTY_PLACEHOLDER, Snapshot, is_subvolume},
+    tree::{Resolved, Vanished, clock_of_stamps, resolve, said},
+};
+
+use super::{
+    difference::changed_since,
+    scope::{Copy, Manner, Scope},
+    twopass::way,
+};
+
+/// Pins a directory that is a btrfs subvolume.
+pub struct SnapshotPinner {
+    source: SourceId,
+    scope: Arc<Scope>,
+    parent: PathBuf,
+    journal: Arc<dyn Journal>,
+    clock: Arc<dyn Clock>,
+    known: Arc<Known>,
+    /// Subvolumes inside the source, by real path.
+    nested: Vec<PathBuf>,
+}
+
+impl SnapshotPinner {
+    /// A pinner of this subvolume. The snapshots are made in `parent`, a directory of the same filesystem.
+    ///
+    /// # Errors
+    /// [`FailureKind::Refused`] for an exclude pattern that is not understood.
+    pub fn new(
+        source: SourceId,
+        plan: &TreePlan,
+        parent: PathBuf,
+        journal: Arc<dyn Journal>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, Failure> {
+        let scope = Arc::new(Scope::new(plan)?);
+        Ok(Self { source, scope, parent, journal, clock, known: Arc::default(), nested: Vec::new() })
+    }
+
+    fn failure(&self, error: &io::Error) -> Failure {
+        let root = pathtext::show(&self.scope.root);
+        let what = format!("no snapshot of {root} can be made: {}", said(error));
+        Failure::new(FailureKind::Other, what, "see that it is there and that this user may read it")
+    }
+
+    /// Writes dirty pages, so that the snapshot, which has to write them too, is quick.
+    fn warm_up(&self) -> Result<(), Failure> {
+        let synced = File::open(&self.scope.root).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+        synced.map_err(|error| self.failure(&error))
+    }
+
+    fn snapshot(&self, of: PathBuf) -> Result<Part, Failure> {
+        let device = rustix::fs::stat(&of).map_err(|error| self.failure(&error.into()))?.st_dev;
+        let snapshot = Snapshot::create(&self.journal, &of, &self.parent, "snapshot")?;
+        Ok(Part { of, device, snapshot })
+    }
+}
+
+impl Pinner for SnapshotPinner {
+    fn source(&self) -> SourceId {
+        self.source.clone()
+    }
+
+    fn prepare(&mut self, known: &Known) -> Result<Option<Manifest>, Failure> {
+        create_dirs(&self.parent, 0o700).map_err(|error| self.failure(&error))?;
+        let real = resolve(&self.scope.root).map_err(|error| self.failure(&error))?.real;
+        if !is_subvolume(&real).map_err(|error| self.failure(&error))? {
+            let what = format!("{} is not the root of a btrfs subvolume", pathtext::show(&real));
+            return Err(Failure::new(FailureKind::Refused, what, "plan again"));
+        }
+        let mounts = Mounts::read().map_err(|error| self.failure(&error))?;
+        self.nested.clear();
+        let mut inside = Vec::new();
+        self.scope.each(&mut |entry| {
+            // Subvolume roots have this inode, but files of other filesystems may have it too.
+            if entry.kind == Kind::Dir && entry.meta.inode == 256 && entry.path != real {
+                inside.push(entry.path);
+            }
+            std::ops::ControlFlow::Continue(())
+        })?;
+        for path in inside {
+            if mounts.at(&path).is_none() && is_subvolume(&path).map_err(|error| self.failure(&error))? {
+                self.nested.push(path);
+            }
+        }
+        self.known = Arc::new(known.clone());
+        self.warm_up()?;
+        Ok(None)
+    }
+
+    fn round(&mut self) -> Result<Difference, Failure> {
+        self.warm_up()?;
+        Ok(Difference::default())
+    }
+
+    fn pin(&mut self, until: Deadline) -> Result<Box<dyn Pin>, Failure> {
+        let floor = clock_of_stamps();
+        let resolved = resolve(&self.scope.root).map_err(|error| self.failure(&error))?;
+        let mut parts = Vec::with_capacity(1 + self.nested.len());
+        for of in std::iter::once(&resolved.real).chain(&self.nested) {
+            if until.has_passed(self.clock.moment()) {
+                let left = format!("{} snapshots were left", 1 + self.nested.len() - parts.len());
+                return Err(self.scope.too_late(&left));
+            }
+            parts.push(self.snapshot(of.clone())?);
+        }
+        if until.has_passed(self.clock.moment()) {
+            return Err(self.scope.too_late("the snapshot took longer"));
+        }
+        Ok(Box::new(SnapshotPin {
+            source: self.source.clone(),
+            scope: Arc::clone(&self.scope),
+            clock: Arc::clone(&self.clock),
+            known: Arc::clone(&self.known),
+            resolved,
+            floor,
+            parts,
+        }))
+    }
+}
+
+/// A snapshot of one subvolume.
+struct Part {
+    /// The subvolume.
+    of: PathBuf,
+    /// Its device number: a snapshot has another.
+    device: u64,
+    snapshot: Snapshot,
+}
+
+struct SnapshotPin {
+    source: SourceId,
+    scope: Arc<Scope>,
+    clock: Arc<dyn Clock>,
+    known: Arc<Known>,
+    resolved: Resolved,
+    /// The kernel's clock of stamps when the pinning began.
+    floor: Timestamp,
+    /// The source's own first.
+    parts: Vec<Part>,
+}
+
+impl Pin for SnapshotPin {
+    fn unchanged(&mut self, until: Deadline) -> Result<Stillness, Failure> {
+        if self.parts.len() == 1 {
+            return Ok(Stillness::AtomicSnapshot("one btrfs snapshot".to_owned()));
+        }
+        let manner = Manner { vanished: Vanished::Expected, xattrs: false, until: Some(until) };
+        let now = self.scope.scan(&*self.clock, manner)?;
+        let found = changed_since(&now.entries, self.floor);
+        Ok(if found.count == 0 {
+            Stillness::NothingChanged(format!(
+                "{} snapshots, {} names looked at, none changed since",
+                self.parts.len(),
+                now.entries.len()
+            ))
+        } else {
+            Stillness::NotShown(found.in_words())
+        })
+    }
+
+    fn harvest(&mut self, progress: &dyn Progress) -> Result<Harvest, Failure> {
+        progress.begin(Stage::Scanning, None);
+        let mut harvest = Harvest::default();
+        for part in &self.parts {
+            self.harvest_part(part, &mut harvest)?;
+        }
+        harvest.entries.extend(way(&self.resolved));
+        self.add_foreign(&mut harvest);
+        harvest.problems = harvest.problems.into_iter().map(|p| p.of(&self.source)).collect();
+        progress.end();
+        Ok(harvest)
+    }
+
+    fn release(self: Box<Self>) -> Result<(), Failure> {
+        let mut result = Ok(());
+        for part in self.parts {
+            if let Err(error) = part.snapshot.release() {
+                result = result.and(Err(error.into()));
+            }
+        }
+        result
+    }
+}
+
+impl SnapshotPin {
+    fn harvest_part(&self, part: &Part, harvest: &mut Harvest) -> Result<(), Failure> {
+        let manner = Manner { vanished: Vanished::Problem, xattrs: true, until: None };
+        let copy = Copy { of: &part.of, at: part.snapshot.path() };
+        let scan = self.scope.scan_copy(&*self.clock, manner, self.resolved.clone(), &copy)?;
+        let live = |path: &Path| match path.strip_prefix(copy.at) {
+            Ok(below) if below.as_os_str().is_empty() => part.of.clone(),
+            Ok(below) => part.of.join(below),
+            Err(_) => path.to_owned(),
+        };
+        for mut problem in scan.problems {
+            problem.path = problem.path.as_deref().map(live);
+            harvest.problems.push(problem);
+        }
+        for mut entry in scan.entries {
+            let path = live(&entry.path);
+            if entry.kind == Kind::Dir && entry.meta.inode == EMPTY_PLACEHOLDER {
+                harvest.problems.extend(self.placeholder(&path));
+                continue;
+            }
+            if entry.kind == Kind::File {
+                let known = self.known.has(&path, &entry.meta.stamp());
+                entry.body = if known { Body::Carried } else { Body::At(entry.path) };
+            }
+            entry.meta.device = part.device;
+            harvest.entries.push(Entry { path, ..entry });
+        }
+        Ok(())
+    }
+
+    /// A snapshot shows an empty directory where another subvolume is. It has its own part, or came too late.
+    fn placeholder(&self, path: &Path) -> Option<Problem> {
+        let has_part = self.parts.iter().any(|part| part.of == path);
+        (!has_part).then(|| {
+            let what = "is a subvolume that came after the backup had begun: it is in no snapshot";
+            Problem::missing(path, what, "make another backup")
+        })
+    }
+
+    /// What is mounted inside is not in the snapshot, which shows the directory below it.
+    fn add_foreign(&self, harvest: &mut Harvest) {
+        let root = &self.resolved.real;
+        let mounts = match Mounts::read() {
+            Ok(mounts) => mounts,
+            Err(error) => {
+                let what = format!("nobody can tell what is mounted in it: {}", said(&error));
+                harvest.problems.push(Problem::missing(root, what, "mount /proc"));
+                return;
+            }
+        };
+        for mount in mounts.below(root) {
+            if !harvest.entries.iter().any(|entry| entry.path == mount.point) {
+                continue;
+            }
+            harvest.problems.push(if mount.is_pseudo() {
+                let what = format!("is a {} filesystem: what it shows is not stored", mount.filesystem);
+                Problem::note(&mount.point, what)
+            } else {
+                let what = format!("is a {} filesystem that no snapshot holds", mount.filesystem);
+                Problem::missing(&mount.point, what, "plan again: such trees are pinned in two passes")
+            });
+        }
+    }
+}

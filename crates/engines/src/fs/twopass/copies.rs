@@ -1,0 +1,297 @@
+//! The staging directory of one source, and bringing one file into it.
+//!
+//! Crash story: numbered files in a journalled directory. A half-written one is never named by an entry: it is
+//! used only after the source's stamp was found to be the same before and after.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::{
+        fd::AsFd,
+        unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use model::{entry::Stamp, size::Bytes};
+use os::{
+    extents::{clone_file, clone_range, differing_ranges, is_unsupported},
+    staging::{Staging, StagingError, is_no_space},
+};
+use rustix::{
+    fs::{IFlags, SeekFrom, ioctl_getflags, ioctl_setflags, seek},
+    io::Errno,
+};
+
+/// How many files share one directory of the staging directory.
+const PER_DIRECTORY: u32 = 4096;
+/// How much is copied between two looks at the clock.
+const CHUNK: usize = 1 << 20;
+/// From this size on it pays to compare extents with the clone of the round before instead of cloning anew.
+const WORTH_COMPARING: u64 = 16 << 20;
+
+/// A directory of numbered copies.
+#[derive(Debug)]
+pub(super) struct Copies {
+    staging: Mutex<Option<Staging>>,
+    path: PathBuf,
+    next: AtomicU32,
+}
+
+/// Why a file could not be brought in.
+#[derive(Debug)]
+pub(super) enum Untaken {
+    /// Its name is gone, or something else stands there.
+    Vanished,
+    /// It cannot be opened or read.
+    Unreadable(io::Error),
+    /// These two filesystems cannot share extents.
+    CannotClone(io::Error),
+    /// There is not enough time left.
+    TooLate,
+    /// The staging directory is the trouble.
+    Staging(io::Error),
+}
+
+/// A file that was brought in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Taken {
+    pub number: u32,
+    /// The stamp after the copying.
+    pub stamp: Stamp,
+    /// It was the same before the copying: the copy is the content of this stamp.
+    pub whole: bool,
+    /// How large the copy is.
+    pub bytes: Bytes,
+}
+
+/// How a file is brought in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    Clone,
+    Copy,
+}
+
+impl Copies {
+    pub(super) fn new(staging: Staging) -> Self {
+        let path = staging.path().to_owned();
+        Self { staging: Mutex::new(Some(staging)), path, next: AtomicU32::new(0) }
+    }
+
+    /// Whether the directory was removed.
+    pub(super) fn are_gone(&self) -> bool {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    /// Removes the directory, if it is still there.
+    pub(super) fn remove(&self) -> Result<(), StagingError> {
+        let staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner).take();
+        staging.map_or(Ok(()), Staging::release)
+    }
+
+    pub(super) fn path_of(&self, number: u32) -> PathBuf {
+        self.path.join(format!("{:x}", number / PER_DIRECTORY)).join(format!("{number:x}"))
+    }
+
+    /// Brings a file in as it is now, over the copy `old` of it if there is one. `late` is asked every now and
+    /// then.
+    pub(super) fn take(
+        &self,
+        path: &Path,
+        way: Way,
+        old: Option<u32>,
+        late: &dyn Fn() -> bool,
+    ) -> Result<Taken, Untaken> {
+        let source = open_source(path)?;
+        let before = stamp_of(&source).map_err(Untaken::Unreadable)?;
+        let (number, target) = self.target(old).map_err(Untaken::Staging)?;
+        match way {
+            Way::Clone if old.is_some() && before.size.0 >= WORTH_COMPARING => {
+                update_clone(&source, &target, before.size)?;
+            }
+            Way::Clone => clone_whole(&source, &target)?,
+            Way::Copy => copy_data(&source, &target, before.size, late)?,
+        }
+        let after = stamp_of(&source).map_err(Untaken::Unreadable)?;
+        let bytes = Bytes(target.metadata().map_err(Untaken::Staging)?.len());
+        Ok(Taken { number, stamp: after, whole: before == after && bytes == after.size, bytes })
+    }
+
+    fn target(&self, old: Option<u32>) -> io::Result<(u32, File)> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        if let Some(number) = old {
+            return Ok((number, options.open(self.path_of(number))?));
+        }
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let path = self.path_of(number);
+        if number % PER_DIRECTORY == 0
+            && let Some(parent) = path.parent()
+        {
+            std::fs::create_dir(parent)?;
+        }
+        Ok((number, options.create_new(true).mode(0o600).open(path)?))
+    }
+}
+
+/// Opens a regular file without following a link, waiting for a fifo's writer or changing its access time.
+fn open_source(path: &Path) -> Result<File, Untaken> {
+    let open = |more: i32| {
+        OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | more).open(path)
+    };
+    // O_NOATIME is for the owner and for root only.
+    let opened = match open(libc::O_NOATIME) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => open(0),
+        opened => opened,
+    };
+    let file = opened.map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => Untaken::Vanished,
+        _ => Untaken::Unreadable(error),
+    })?;
+    match file.metadata() {
+        Ok(meta) if meta.is_file() => Ok(file),
+        Ok(_) => Err(Untaken::Vanished),
+        Err(error) => Err(Untaken::Unreadable(error)),
+    }
+}
+
+fn stamp_of(file: &File) -> io::Result<Stamp> {
+    let meta = file.metadata()?;
+    let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+    Ok(Stamp {
+        size: Bytes(meta.len()),
+        mtime: nanos(meta.mtime(), meta.mtime_nsec()),
+        ctime: nanos(meta.ctime(), meta.ctime_nsec()),
+        inode: meta.ino(),
+    })
+}
+
+fn clone_whole(source: &File, target: &File) -> Result<(), Untaken> {
+    target.set_len(0).map_err(Untaken::Staging)?;
+    match clone_file(source, target) {
+        // btrfs: a file without copy-on-write and one with it share nothing, so let both be of one kind.
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
+            let alike = ioctl_getflags(source)
+                .and_then(|flags| ioctl_setflags(target, flags & IFlags::NOCOW))
+                .map_err(io::Error::from);
+            alike.and_then(|()| clone_file(source, target)).map_err(untaken)
+        }
+        cloned => cloned.map_err(untaken),
+    }
+}
+
+/// Clones again what differs from an older clone; everything, where that cannot be told.
+fn update_clone(source: &File, target: &File, size: Bytes) -> Result<(), Untaken> {
+    target.set_len(size.0).map_err(Untaken::Staging)?;
+    let updated = differing_ranges(source, target)
+        .and_then(|ranges| ranges.into_iter().try_for_each(|range| clone_range(source, target, range)));
+    match updated {
+        Ok(()) => Ok(()),
+        Err(error) if is_no_space(&error) => Err(Untaken::Staging(error)),
+        Err(error) => {
+            tracing::debug!(%error, "extents cannot be compared: the whole file is cloned");
+            clone_whole(source, target)
+        }
+    }
+}
+
+fn untaken(error: io::Error) -> Untaken {
+    if is_no_space(&error) {
+        Untaken::Staging(error)
+    } else if is_unsupported(&error) || error.kind() == io::ErrorKind::InvalidInput {
+        Untaken::CannotClone(error)
+    } else {
+        Untaken::Unreadable(error)
+    }
+}
+
+/// Copies what is data; holes stay holes.
+fn copy_data(source: &File, target: &File, size: Bytes, late: &dyn Fn() -> bool) -> Result<(), Untaken> {
+    target.set_len(0).map_err(Untaken::Staging)?;
+    target.set_len(size.0).map_err(Untaken::Staging)?;
+    let mut buffer = Vec::new();
+    let mut at = 0;
+    while let Some(data) = next_data(source, at, size.0).map_err(Untaken::Unreadable)? {
+        at = data.start;
+        while at < data.end {
+            if late() {
+                return Err(Untaken::TooLate);
+            }
+            let want = usize::try_from(data.end - at).unwrap_or(CHUNK).min(CHUNK);
+            buffer.resize(want, 0);
+            let got = source.read_at(&mut buffer, at).map_err(Untaken::Unreadable)?;
+            if got == 0 {
+                // Shorter than it was: the stamp will tell.
+                return Ok(());
+            }
+            target.write_all_at(&buffer[..got], at).map_err(Untaken::Staging)?;
+            at += got as u64;
+        }
+    }
+    Ok(())
+}
+
+/// The next range with data at or after `at` and before `end`; all of it where the filesystem does not say.
+fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<std::ops::Range<u64>>> {
+    if at >= end {
+        return Ok(None);
+    }
+    let start = match seek(file.as_fd(), SeekFrom::Data(at)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(None),
+        Err(Errno::INVAL) => return Ok(Some(at..end)),
+        Err(error) => return Err(error.into()),
+    };
+    let stop = seek(file.as_fd(), SeekFrom::Hole(start)).unwrap_or(end);
+    Ok((start < end).then(|| start..stop.min(end)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, File},
+        io::{Read, Seek, SeekFrom, Write},
+        os::unix::fs::MetadataExt,
+    };
+
+    use model::size::Bytes;
+
+    use super::{copy_data, open_source};
+
+    #[test]
+    fn a_copy_keeps_bytes_and_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut source = File::create_new(dir.path().join("s")).unwrap();
+        source.write_all(&[1; 5000]).unwrap();
+        source.seek(SeekFrom::Start(20 << 20)).unwrap();
+        source.write_all(&[2; 5000]).unwrap();
+        source.set_len(40 << 20).unwrap();
+        let source = File::open(dir.path().join("s")).unwrap();
+        let path = dir.path().join("t");
+        fs::write(&path, vec![9; 100_000]).unwrap();
+        let target = File::options().read(true).write(true).open(&path).unwrap();
+        copy_data(&source, &target, Bytes(40 << 20), &|| false).unwrap();
+        assert!(fs::read(&path).unwrap() == fs::read(dir.path().join("s")).unwrap());
+        let blocks = fs::metadata(&path).unwrap().blocks();
+        assert!(blocks * 512 < 1 << 20, "{blocks} blocks: the holes were filled");
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        open_source(&fifo).unwrap_err();
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("link")).unwrap();
+        open_source(&dir.path().join("link")).unwrap_err();
+        let mut text = String::new();
+        fs::write(dir.path().join("f"), "x").unwrap();
+        open_source(&dir.path().join("f")).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "x");
+    }
+}

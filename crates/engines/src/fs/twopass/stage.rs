@@ -1,0 +1,261 @@
+//! One round: bringing files into the staging directory, unlocked or under the freeze.
+//!
+//! Crash story: as its parent. What a round did for a file is believed only if the file's stamp was the same
+//! before and after; a failed attempt is forgotten.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use model::{
+    entry::{Body, Entry, Kind},
+    pathtext,
+    port::{Failure, FailureKind},
+    problem::Problem,
+    size::Bytes,
+    time::Deadline,
+};
+use os::{
+    extents::is_unsupported,
+    staging::is_no_space,
+    tree::{read_entry_meta, said},
+};
+
+use super::{
+    TreePinner,
+    copies::{Copies, Taken, Untaken, Way},
+    table::{Place, Seen},
+};
+use crate::fs::scope::Scan;
+
+/// How often a file that changes under the freeze is tried.
+const TRIES: u32 = 3;
+
+/// What became of a file in an unlocked round.
+pub(super) enum Outcome {
+    /// Brought in, as it was at some time.
+    Taken(Bytes),
+    /// It cannot be cloned.
+    CannotClone,
+    /// It is gone or cannot be read: the pin looks again.
+    Skipped,
+}
+
+/// One round of a pinner.
+pub(super) struct Round<'a> {
+    pub pinner: &'a mut TreePinner,
+    copies: &'a Copies,
+    /// When the scan of this round began.
+    started: Timestamp,
+    until: Option<Deadline>,
+    /// By device and inode, files with several names that this round has brought in.
+    links: HashMap<(u64, u64), Taken>,
+}
+
+impl<'a> Round<'a> {
+    pub(super) fn new(
+        pinner: &'a mut TreePinner,
+        copies: &'a Copies,
+        started: Timestamp,
+        until: Option<Deadline>,
+    ) -> Self {
+        Self { pinner, copies, started, until, links: HashMap::new() }
+    }
+
+    /// Brings one file in while it may change.
+    pub(super) fn take_unlocked(&mut self, entry: &Entry, way: Way) -> Result<Outcome, Failure> {
+        match self.take(entry, way) {
+            Ok(taken) => Ok(Outcome::Taken(taken.bytes)),
+            Err(Untaken::CannotClone(error)) => {
+                self.remember_clonable(entry, &error);
+                Ok(Outcome::CannotClone)
+            }
+            Err(Untaken::Staging(error)) => Err(self.staging_failure(&error)),
+            Err(Untaken::Vanished | Untaken::Unreadable(_) | Untaken::TooLate) => Ok(Outcome::Skipped),
+        }
+    }
+
+    /// The last round: gives every regular file of the scan its body. Returns the indexes of those whose
+    /// content could not be had; each is a problem of the scan.
+    pub(super) fn finish(
+        &mut self,
+        scan: &mut Scan,
+        mapped: &HashSet<PathBuf>,
+    ) -> Result<Vec<usize>, Failure> {
+        let todo = self.sort(scan, mapped);
+        self.check_bound(scan, &todo)?;
+        let mut left_out = Vec::new();
+        for (done, &index) in todo.iter().enumerate() {
+            if self.is_late() {
+                return Err(self.too_late(scan, &todo[done..]));
+            }
+            let Some(entry) = scan.entries.get_mut(index) else { continue };
+            match self.settle(entry) {
+                Ok(problem) => scan.problems.extend(problem),
+                Err(Untaken::TooLate) => return Err(self.too_late(scan, &todo[done..])),
+                Err(Untaken::Staging(error)) => return Err(self.staging_failure(&error)),
+                Err(Untaken::Vanished) => {
+                    scan.problems.push(vanished(&entry.path));
+                    left_out.push(index);
+                }
+                Err(Untaken::Unreadable(error) | Untaken::CannotClone(error)) => {
+                    scan.problems.push(unreadable(&entry.path, &error));
+                    left_out.push(index);
+                }
+            }
+        }
+        Ok(left_out)
+    }
+
+    /// Gives files that need nothing their bodies; returns the indexes of the others.
+    fn sort(&self, scan: &mut Scan, mapped: &HashSet<PathBuf>) -> Vec<usize> {
+        let mut todo = Vec::new();
+        for (index, entry) in scan.entries.iter_mut().enumerate().filter(|(_, e)| e.kind == Kind::File) {
+            match self.pinner.table.trusted(&entry.path, &entry.meta.stamp()) {
+                Some(place) if !mapped.contains(&entry.path) => entry.body = self.body(place),
+                _ => todo.push(index),
+            }
+        }
+        todo
+    }
+
+    fn body(&self, place: Place) -> Body {
+        match place {
+            Place::Parent => Body::Carried,
+            Place::Staged { number, .. } => Body::At(self.copies.path_of(number)),
+        }
+    }
+
+    fn check_bound(&self, scan: &Scan, todo: &[usize]) -> Result<(), Failure> {
+        let entries = todo.iter().filter_map(|&index| scan.entries.get(index));
+        let copied: Bytes = entries.filter(|e| !self.pinner.clones(e)).map(|e| e.meta.size).sum();
+        let most = self.pinner.limits.staged;
+        if copied <= most {
+            return Ok(());
+        }
+        Err(Failure::new(
+            FailureKind::Busy,
+            format!(
+                "{} changed too much to be copied while it is held: {copied}, of {most} allowed",
+                pathtext::show(&self.pinner.scope.root)
+            ),
+            "try when less is written, exclude what need not be stored, or use a filesystem that can clone",
+        ))
+    }
+
+    /// Brings one file in while it should not change, and makes its entry tell of what was brought in.
+    fn settle(&mut self, entry: &mut Entry) -> Result<Option<Problem>, Untaken> {
+        let mut changed = false;
+        for attempt in 1..=TRIES {
+            let way = if self.pinner.clones(entry) { Way::Clone } else { Way::Copy };
+            let taken = match self.take(entry, way) {
+                Err(Untaken::CannotClone(error)) => {
+                    self.remember_clonable(entry, &error);
+                    self.take(entry, Way::Copy)?
+                }
+                taken => taken?,
+            };
+            entry.body = Body::At(self.copies.path_of(taken.number));
+            if taken.whole && taken.stamp == entry.meta.stamp() {
+                return Ok(changed.then(|| changed_meanwhile(&entry.path)));
+            }
+            changed = true;
+            entry.meta = match read_entry_meta(&entry.path) {
+                Ok((_, meta)) => meta,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Untaken::Vanished),
+                Err(error) => return Err(Untaken::Unreadable(error)),
+            };
+            if taken.whole && taken.stamp == entry.meta.stamp() {
+                return Ok(Some(changed_meanwhile(&entry.path)));
+            }
+            if attempt == TRIES {
+                entry.meta.size = taken.bytes;
+            }
+        }
+        Ok(Some(Problem::weaker(
+            &entry.path,
+            "changed all the time while it was being pinned: what is stored may be a mixture of its states",
+            "hold the processes that write it, or exclude it",
+        )))
+    }
+
+    fn take(&mut self, entry: &Entry, way: Way) -> Result<Taken, Untaken> {
+        let identity = (entry.meta.device, entry.meta.inode);
+        let single = entry.meta.links <= 1;
+        if let (false, Some(taken)) = (single, self.links.get(&identity))
+            && taken.whole
+            && taken.stamp == entry.meta.stamp()
+        {
+            let taken = *taken;
+            self.remember(entry, taken, false);
+            return Ok(taken);
+        }
+        let old = match self.pinner.table.get(&entry.path).map(|seen| seen.place) {
+            Some(Place::Staged { number, own: true }) if single => Some(number),
+            _ => None,
+        };
+        // Whatever happens to the old copy now, it is not what it was.
+        self.pinner.table.remove(&entry.path);
+        let taken = self.copies.take(&entry.path, way, old, &|| self.is_late())?;
+        self.remember(entry, taken, single);
+        if !single {
+            self.links.insert(identity, taken);
+        }
+        Ok(taken)
+    }
+
+    fn remember(&mut self, entry: &Entry, taken: Taken, own: bool) {
+        let settled = taken.whole && taken.stamp.is_settled_at(self.started);
+        let place = Place::Staged { number: taken.number, own };
+        self.pinner.table.insert(&entry.path, Seen { stamp: taken.stamp, settled, place });
+    }
+
+    fn remember_clonable(&mut self, entry: &Entry, error: &io::Error) {
+        if is_unsupported(error) {
+            self.pinner.clonable.insert(entry.meta.device, false);
+        }
+    }
+
+    fn is_late(&self) -> bool {
+        self.until.is_some_and(|until| until.has_passed(self.pinner.clock.moment()))
+    }
+
+    fn too_late(&self, scan: &Scan, left: &[usize]) -> Failure {
+        let bytes: Bytes = left.iter().filter_map(|&i| scan.entries.get(i)).map(|e| e.meta.size).sum();
+        self.pinner.scope.too_late(&format!("{} changed files with {bytes} were left", left.len()))
+    }
+
+    fn staging_failure(&self, error: &io::Error) -> Failure {
+        let place = pathtext::show(&self.pinner.staging);
+        if is_no_space(error) {
+            let what = format!("there is no space left for pinned copies in {place}");
+            return Failure::new(FailureKind::NoSpace, what, "free some space there");
+        }
+        let what = format!("pinned copies cannot be written in {place}: {}", said(error));
+        Failure::new(FailureKind::Other, what, "see that this user can write there")
+    }
+}
+
+fn vanished(path: &Path) -> Problem {
+    Problem::weaker(
+        path,
+        "vanished before it could be pinned, while everything should have stood still",
+        "name the processes that change it, or exclude it",
+    )
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Problem {
+    let what = format!("cannot be read: {}", said(error));
+    Problem::missing(path, what, "run as a user that can read it, or exclude it")
+}
+
+fn changed_meanwhile(path: &Path) -> Problem {
+    Problem::weaker(
+        path,
+        "changed while everything should have stood still",
+        "name the processes that write it, or exclude it",
+    )
+}
