@@ -8,8 +8,6 @@
 //! Crash story: a key file is written whole and opened again before an old one is removed, so there is
 //! always at least one that opens.
 
-use std::path::Path;
-
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 use rand::RngCore;
@@ -199,9 +197,4 @@ fn read_one(backend: &Backend, id: &Id) -> Result<KeyFile, StorageError> {
     let content = backend.read(FileType::Key, id)?;
     serde_json::from_slice(&content)
         .map_err(|e| StorageError::Damaged { path: backend.path(FileType::Key, id), what: e.to_string() })
-}
-
-/// Whether a directory holds at least one key file.
-pub(crate) fn any(dir: &Path) -> bool {
-    std::fs::read_dir(dir.join("keys")).is_ok_and(|mut entries| entries.next().is_some())
 }

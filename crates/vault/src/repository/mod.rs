@@ -19,6 +19,7 @@ mod meter;
 mod node;
 mod open;
 mod password;
+mod record;
 mod restore;
 mod shelf;
 mod snapshot;
