@@ -190,6 +190,8 @@ pub struct Harvest {
     pub entries: Vec<Entry>,
     /// What is missing, changed or weaker than it should be.
     pub problems: Vec<crate::problem::Problem>,
+    /// What was checked and found good, for [`crate::verdict::Evidence::checks`]: `quick_check: ok`.
+    pub checks: Vec<String>,
 }
 
 #[cfg(test)]

@@ -1,0 +1,80 @@
+//! What the main process and its SQLite helpers say to each other: one JSON object a line.
+//!
+//! Both ends are the same program, so the protocol has no versions.
+//!
+//! Crash story: plain values, no effects.
+
+use std::path::PathBuf;
+
+use model::{pathtext, plan::JournalMode, size::Bytes, time::Moment};
+use serde::{Deserialize, Serialize};
+
+/// Asked of a helper.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "ask")]
+pub(super) enum Request {
+    /// Lock role: begin the write transaction.
+    Freeze {
+        /// When to stop trying.
+        give_up: Moment,
+        /// When to let go, asked or not.
+        lapse: Moment,
+    },
+    /// Lock role: say what state the session is in.
+    Prove,
+    /// Both roles: end the transaction.
+    Thaw,
+    /// Reader role: begin a read transaction and take its snapshot.
+    Snapshot {
+        /// When to stop trying.
+        give_up: Moment,
+    },
+    /// Reader role: copy what the read transaction sees.
+    Copy {
+        /// Where to; an empty or missing file.
+        #[serde(with = "pathtext")]
+        to: PathBuf,
+    },
+    /// Close and exit.
+    Quit,
+}
+
+/// Said by a helper.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "say")]
+pub(super) enum Reply {
+    /// The database is open.
+    Ready,
+    /// It was not done: others hold a lock, or the time was over.
+    Busy,
+    /// The transaction has begun.
+    Begun {
+        /// How the connection journals.
+        journal: JournalMode,
+        /// The file at the path is no longer the file that is open.
+        moved: bool,
+    },
+    /// State of the session.
+    State {
+        /// A write transaction is open.
+        writing: bool,
+        /// The file at the path is no longer the file that is open.
+        moved: bool,
+    },
+    /// No transaction is open.
+    Thawed,
+    /// So many more bytes are copied.
+    Copied {
+        /// Since the last such line.
+        bytes: Bytes,
+    },
+    /// The copy is whole.
+    Done,
+    /// It failed for good.
+    Failed {
+        /// What SQLite says.
+        what: String,
+        /// It is not a database, or encrypted.
+        foreign: bool,
+    },
+}
