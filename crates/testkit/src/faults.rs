@@ -68,6 +68,13 @@ impl Faults {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The call that went wrong.
+    #[must_use]
+    pub fn hit(&self) -> Option<String> {
+        let (call, _) = self.at?;
+        self.calls().get(call).cloned()
+    }
+
     fn next(&self, name: &str) -> Option<Fault> {
         let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         calls.push(name.to_owned());

@@ -94,7 +94,6 @@ struct State {
     random: StdRng,
     files: BTreeMap<PathBuf, LiveFile>,
     rows: BTreeMap<(SourceId, String), PathBuf>,
-    versions: BTreeMap<SourceId, u64>,
     log: Vec<(u64, Change)>,
     writers: Vec<Writer>,
     barriers: BTreeMap<u64, Barrier>,
@@ -122,7 +121,6 @@ impl World {
             random: StdRng::seed_from_u64(seed),
             files: BTreeMap::new(),
             rows: BTreeMap::new(),
-            versions: BTreeMap::new(),
             log: vec![],
             writers: vec![],
             barriers: BTreeMap::new(),
@@ -304,10 +302,9 @@ impl World {
         Duration::from_nanos(longest.max(state.worst_wait))
     }
 
-    /// How often a database was changed.
-    #[must_use]
-    pub fn version(&self, database: &SourceId) -> u64 {
-        self.lock().versions.get(database).copied().unwrap_or(0)
+    /// Forgets how long writers waited, before another run.
+    pub fn forget_waits(&self) {
+        self.lock().worst_wait = 0;
     }
 
     /// The rows of one database now.
@@ -503,7 +500,6 @@ impl State {
     }
 
     fn put(&mut self, now: u64, database: &SourceId, key: String, names: PathBuf) -> Option<PathBuf> {
-        *self.versions.entry(database.clone()).or_default() += 1;
         self.log.push((now, Change::Row(database.clone(), key.clone(), names.clone())));
         self.rows.insert((database.clone(), key), names)
     }
