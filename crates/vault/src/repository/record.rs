@@ -5,7 +5,10 @@
 use std::ffi::OsStr;
 
 use model::{id::BackupId, record::CutRecord};
-use rustic_core::{BlobId, BlobType, repofile::Node};
+use rustic_core::{
+    BlobId,
+    repofile::{BlobType, Node},
+};
 
 use super::{
     error::{RepositoryError, while_doing},
