@@ -67,7 +67,7 @@ pub fn run(job: Job<'_>) -> Result<BackupReport, Failure> {
     let Job { plan, server, vm, label, holds, pinners, store, previous, clock, progress, patience, seed } =
         job;
     refused(plan)?;
-    let (started, taken_at) = (clock.moment(), clock.now());
+    let started = clock.moment();
 
     // Nobody is held.
     let mut crew = Crew::new(plan, clock, patience, seed, holds, pinners);
@@ -80,7 +80,8 @@ pub fn run(job: Job<'_>) -> Result<BackupReport, Failure> {
     // Everybody runs again; the bytes come from the pins.
     let outcome = (|| {
         let goods = harvest::gather(&mut pins, &mut cut, progress)?;
-        let manifest = Arc::new(Manifest::merge(taken_at, goods));
+        // What was not looked at under the freeze was settled before it: see `Body::Carried`.
+        let manifest = Arc::new(Manifest::merge(cut.frozen_at, goods));
         let cut_record = record::of_cut(plan, server, vm, &cut, seed);
         let draft = store.store(manifest, &cut_record, progress)?;
         let seconds = clock.moment().since(started).as_secs_f64();

@@ -67,7 +67,9 @@ fn first_pass(crew: &mut Crew<'_>, known: &Known) -> Option<Manifest> {
     for (source, failure) in impossible {
         crew.lose(&[source], failure);
     }
-    let taken_at = ahead.iter().map(|m| m.taken_at).min()?;
+    // All of it is read after the last of these moments, so each file that was settled by then is trusted,
+    // and none that its own pinner trusts is smudged.
+    let taken_at = ahead.iter().map(|m| m.taken_at).max()?;
     Some(Manifest::merge(taken_at, ahead.into_iter().flat_map(|m| m.entries).collect()))
 }
 
