@@ -46,8 +46,7 @@ pub fn run(cases: &[Case]) -> ExitCode {
     if first.starts_with("__") {
         return play(first, Path::new(&args[1]), args.get(2).and_then(|a| a.to_str()).unwrap_or_default());
     }
-    let filters: Vec<&str> =
-        args.iter().filter_map(|a| a.to_str()).filter(|a| !a.starts_with('-')).collect();
+    let filters: Vec<&str> = args.iter().filter_map(|a| a.to_str()).filter(|a| !a.starts_with('-')).collect();
     let mut failed = 0;
     for (name, case) in cases {
         if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter)) {
@@ -93,8 +92,7 @@ fn open(path: &Path) -> Connection {
 pub fn make_ledger(path: &Path, journal: JournalMode) {
     let db = open(path);
     let mode = if journal == JournalMode::Wal { "wal" } else { "delete" };
-    let set: String =
-        db.query_row(&format!("PRAGMA journal_mode={mode}"), [], |r| r.get(0)).expect("a mode");
+    let set: String = db.query_row(&format!("PRAGMA journal_mode={mode}"), [], |r| r.get(0)).expect("a mode");
     assert_eq!(set, mode);
     db.execute_batch(
         "CREATE TABLE ledger(id INTEGER PRIMARY KEY, sum INTEGER NOT NULL, note BLOB);
@@ -122,7 +120,7 @@ fn post(db: &mut Connection, weight: usize) {
     }
     if id % 5 == 4 {
         let gone = tx.execute("DELETE FROM items WHERE id IN (SELECT id FROM items LIMIT 9)", []);
-        tx.execute("UPDATE counter SET n = n - ?1", [gone.expect("gone")]).expect("counted");
+        tx.execute("UPDATE counter SET n = n - ?1", [gone.expect("gone") as i64]).expect("counted");
     }
     tx.execute("UPDATE counter SET n = n + 3", []).expect("counted");
     tx.commit().expect("committed");
@@ -152,8 +150,10 @@ fn hammer_pair(a: &Path, b: &Path) {
 fn try_write(path: &Path) -> ExitCode {
     let db = Connection::open(path).expect("opens");
     db.busy_timeout(Duration::from_millis(500)).expect("a timeout");
-    let done = db.execute_batch("BEGIN IMMEDIATE; CREATE TABLE IF NOT EXISTS tried(a); \
-         INSERT INTO tried VALUES (1); COMMIT;");
+    let done = db.execute_batch(
+        "BEGIN IMMEDIATE; CREATE TABLE IF NOT EXISTS tried(a); \
+         INSERT INTO tried VALUES (1); COMMIT;",
+    );
     ExitCode::from(u8::from(done.is_err()))
 }
 
@@ -218,11 +218,8 @@ pub struct Actor(Child);
 impl Actor {
     /// Starts a role that says a word when it is there.
     pub fn that_says(word: &str, role: &str, path: &Path) -> Self {
-        let mut child = command(role, path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("a process");
+        let mut child =
+            command(role, path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a process");
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
         assert_eq!(line.trim(), word);
