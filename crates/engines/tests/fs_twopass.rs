@@ -2,9 +2,26 @@
 
 mod fs_support;
 
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, symlink},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use engines::fs::{Form, Limits, TreePinner, probe};
+use model::{
+    entry::{Body, Harvest, Kind, Role},
+    id::SourceId,
+    known::Known,
+    plan::TreePlan,
+    port::{FailureKind, Pinner, Silent},
+    size::Bytes,
+};
 use testkit::conformance::pinner::suite;
 
-use fs_support::{How, TreeBench};
+use fs_support::{How, Paper, TreeBench, Vault, harvested, oracle, plan, settle, soon, tick, tree_pinner};
 
 #[test]
 fn the_plain_form_is_a_pinner() {
@@ -15,4 +32,167 @@ fn the_plain_form_is_a_pinner() {
 #[test]
 fn the_fast_form_is_a_pinner_anywhere() {
     suite(|| Box::new(TreeBench::new(How::Fast, tempfile::tempdir().unwrap())));
+}
+
+#[test]
+fn the_plain_form_pins_the_tree_of_the_pin() {
+    oracle::run(&std::env::temp_dir(), Form::Plain, 40);
+}
+
+#[test]
+fn the_fast_form_pins_the_tree_of_the_pin_anywhere() {
+    oracle::run(&std::env::temp_dir(), Form::Fast, 20);
+}
+
+struct Case {
+    dir: tempfile::TempDir,
+    root: PathBuf,
+    paper: Arc<Paper>,
+}
+
+impl Case {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap().join("root");
+        fs::create_dir(&root).unwrap();
+        Self { dir, root, paper: Arc::default() }
+    }
+
+    fn pinner(&self, plan: &TreePlan) -> TreePinner {
+        tree_pinner(plan, Form::Plain, &self.dir.path().join("staging"), &self.paper)
+    }
+
+    fn harvest(&self, plan: &TreePlan) -> (Harvest, Vault) {
+        let mut vault = Vault::default();
+        let mut pinner = self.pinner(plan);
+        vault.store_ahead(pinner.prepare(&Known::default()).unwrap());
+        tick();
+        let mut pin = pinner.pin(soon()).unwrap();
+        let mut harvest = pin.harvest(&Silent).unwrap();
+        // What is staged is read while it is there.
+        for entry in &mut harvest.entries {
+            if entry.kind == Kind::File {
+                entry.body = Body::Inline(vault.bytes(entry));
+            }
+        }
+        (harvest, vault)
+    }
+}
+
+#[test]
+fn excluded_and_carved_names_are_left_out() {
+    let case = Case::new();
+    for name in ["cache/x", "keep", "app.db", "app.db-wal", "app.db-shm", "app.db-journal", "log/a.tmp"] {
+        fs::create_dir_all(case.root.join(name).parent().unwrap()).unwrap();
+        fs::write(case.root.join(name), b"x").unwrap();
+    }
+    let plan = TreePlan {
+        exclude: vec!["cache/**".into(), "**/*.tmp".into()],
+        carved: vec![case.root.join("app.db")],
+        ..plan(&case.root)
+    };
+    let (harvest, vault) = case.harvest(&plan);
+    let names: Vec<_> = harvested(&case.root, &harvest, &vault).into_keys().collect();
+    assert_eq!(names, ["", "cache", "keep", "log"].map(PathBuf::from));
+}
+
+#[test]
+fn a_linked_root_is_stored_as_link_and_target() {
+    let case = Case::new();
+    fs::write(case.root.join("file"), b"x").unwrap();
+    let link = case.root.with_file_name("link");
+    symlink("root", &link).unwrap();
+    let (harvest, _) = case.harvest(&plan(&link));
+    let by = |path: &Path| harvest.entries.iter().find(|e| e.path == path).map(|e| (e.kind.clone(), e.role));
+    assert_eq!(by(&link), Some((Kind::Symlink("root".into()), Role::Content)));
+    assert_eq!(by(&case.root), Some((Kind::Dir, Role::Content)));
+    assert_eq!(by(&case.root.join("file")), Some((Kind::File, Role::Content)));
+    assert_eq!(by(case.root.parent().unwrap()), Some((Kind::Dir, Role::Ancestor)));
+}
+
+#[test]
+fn hard_links_sparse_files_and_attributes_come_through() {
+    let case = Case::new();
+    let big = fs::File::create(case.root.join("sparse")).unwrap();
+    big.set_len(300 << 20).unwrap();
+    fs::write(case.root.join("one"), b"content").unwrap();
+    fs::hard_link(case.root.join("one"), case.root.join("two")).unwrap();
+    xattr::set(case.root.join("one"), "user.note", b"\0x").unwrap();
+    let mut pinner = case.pinner(&plan(&case.root));
+    pinner.prepare(&Known::default()).unwrap();
+    tick();
+    let mut pin = pinner.pin(soon()).unwrap();
+    let harvest = pin.harvest(&Silent).unwrap();
+    let by = |name: &str| harvest.entries.iter().find(|e| e.path == case.root.join(name)).unwrap();
+    assert_eq!(by("one").meta.inode, by("two").meta.inode);
+    assert_eq!(by("one").body, by("two").body, "one copy for both names");
+    assert_eq!(by("two").meta.xattrs.iter().find(|x| x.name == b"user.note").unwrap().value, b"\0x");
+    let Body::At(copy) = &by("sparse").body else { panic!("{:?}", by("sparse").body) };
+    let meta = fs::metadata(copy).unwrap();
+    assert_eq!(meta.len(), 300 << 20);
+    assert!(meta.blocks() < 100, "holes stay holes: {} blocks", meta.blocks());
+    pin.release().unwrap();
+}
+
+#[test]
+fn too_much_to_copy_is_refused_for_now() {
+    let case = Case::new();
+    fs::write(case.root.join("large"), vec![1; 5000]).unwrap();
+    let mut pinner = case.pinner(&plan(&case.root)).with_limits(Limits { staged: Bytes(4999) });
+    pinner.prepare(&Known::default()).unwrap();
+    let failure = pinner.pin(soon()).err().expect("5000 bytes are unsettled");
+    assert!(failure.is_transient(), "{failure:?}");
+    settle();
+    let mut pinner = case.pinner(&plan(&case.root)).with_limits(Limits { staged: Bytes(4999) });
+    pinner.prepare(&Known::default()).unwrap();
+    pinner.pin(soon()).unwrap();
+}
+
+#[test]
+fn files_that_a_held_process_has_mapped_are_copied_again() {
+    let case = Case::new();
+    fs::write(case.root.join("mapped"), b"before").unwrap();
+    fs::write(case.root.join("other"), b"other").unwrap();
+    settle();
+    let mapped = case.root.join("mapped");
+    let maps: Vec<PathBuf> = vec![mapped.clone()];
+    let mut pinner = case.pinner(&plan(&case.root)).with_maps(Arc::new(move || maps.clone()));
+    pinner.prepare(&Known::default()).unwrap();
+    let mut pin = pinner.pin(soon()).unwrap();
+    let harvest = pin.harvest(&Silent).unwrap();
+    let body = |path: &Path| harvest.entries.iter().find(|e| e.path == path).unwrap().body.clone();
+    assert!(matches!(body(&mapped), Body::At(_)));
+    assert_eq!(body(&case.root.join("other")), Body::Carried);
+}
+
+#[test]
+fn a_late_copy_gives_up_and_says_what_was_left() {
+    let case = Case::new();
+    let file = fs::File::create(case.root.join("large")).unwrap();
+    std::io::Write::write_all(&mut &file, &vec![1; 200 << 20]).unwrap();
+    let mut pinner = case.pinner(&plan(&case.root));
+    pinner.prepare(&Known::default()).unwrap();
+    let failure = pinner.pin(os::clock::deadline_in(Duration::from_millis(20))).err().unwrap();
+    assert_eq!(failure.kind, FailureKind::TimedOut);
+    assert!(failure.what.contains("1 changed files with 200.0 MiB were left"), "{}", failure.what);
+}
+
+#[test]
+fn probing_says_what_is_wrong_and_what_to_do() {
+    let case = Case::new();
+    let source = SourceId::new("directory", "x");
+    let staging = case.dir.path().join("state/staging");
+    let facts = probe(&source, &case.root.join("none"), &[], &staging);
+    assert!(facts.refusal.unwrap().remedy.contains("create it"));
+    fs::write(case.root.join("file"), b"x").unwrap();
+    let facts = probe(&source, &case.root.join("file"), &[], &staging);
+    assert!(facts.refusal.unwrap().remedy.contains("name a directory"));
+    let facts = probe(&source, &case.root, &["a[".into()], &staging);
+    assert!(facts.refusal.unwrap().what.contains("a["));
+    let facts = probe(&source, &case.root, &[], &staging);
+    assert_eq!(facts.refusal, None);
+    assert_eq!(facts.entries, 2);
+    assert!(!facts.filesystem.is_empty());
+    assert!(!staging.parent().unwrap().exists(), "nothing is made");
+    assert!(!facts.subvolume || facts.filesystem == "btrfs");
 }

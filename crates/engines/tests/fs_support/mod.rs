@@ -2,6 +2,8 @@
 //! the conformance suite, and whole trees as values.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod oracle;
+
 use std::{
     any::Any,
     collections::BTreeMap,
