@@ -1,0 +1,76 @@
+//! `backup`: cut, store, verify, retain, one application after the other.
+//!
+//! Crash story: see [`crate::wire::backup`]. An application that fails does not keep the others from their
+//! turn; INT and TERM end the whole at the next safe point.
+
+use model::inventory::Application;
+
+use super::{Context, plan};
+use crate::{
+    cli::BackupArgs,
+    exit::{Exit, Fault, Outcome},
+    output::backup::{BackedUp, Backups},
+    progress::progress,
+    wire::{
+        backup::{self, Request},
+        inventory, password,
+        run::Run,
+    },
+};
+
+/// Makes the backups.
+///
+/// # Errors
+/// If inventory or key cannot be read. What befalls an application is in its report and in the exit status.
+pub fn run(context: &Context, args: &BackupArgs) -> Outcome {
+    let inventory = inventory::load(&context.global.config)?;
+    let applications = inventory::choose(&inventory, &args.applications)?;
+    let password = password::read(&inventory)?;
+    let run = Run::begin(context, &inventory, &password)?;
+    if args.dry_run {
+        let plans = plan::plans(context, &run, &applications)?;
+        run.end()?;
+        context.output.result(&plans);
+        return Ok(Exit::Done);
+    }
+    let mut report = Backups { applications: Vec::new() };
+    for application in applications {
+        let stop = context.interrupt.is_asked();
+        let done = if stop { skipped(application) } else { one(context, &run, application, args) };
+        report.applications.push(done);
+    }
+    run.end()?;
+    let exit = report.applications.iter().map(BackedUp::exit).fold(Exit::Done, Exit::worse);
+    context.output.result(&report);
+    Ok(exit)
+}
+
+fn one(context: &Context, run: &Run<'_>, application: &Application, args: &BackupArgs) -> BackedUp {
+    let progress = progress(context.output);
+    let turn = backup::take(
+        run,
+        Request {
+            application,
+            label: args.label.clone(),
+            progress: &*progress,
+            interrupt: &context.interrupt,
+        },
+    );
+    let relpath = application.relpath.clone();
+    match turn.outcome {
+        Ok(report) => BackedUp::Stored {
+            report: Box::new(report),
+            relpath,
+            required: application.settings.require,
+            notes: turn.notes,
+        },
+        Err(failure) => {
+            BackedUp::failed(application.name.clone(), relpath, &Fault::from(failure), turn.notes)
+        }
+    }
+}
+
+fn skipped(application: &Application) -> BackedUp {
+    let fault = Fault::interrupted();
+    BackedUp::failed(application.name.clone(), application.relpath.clone(), &fault, Vec::new())
+}

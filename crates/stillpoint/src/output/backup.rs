@@ -1,0 +1,124 @@
+//! What `backup` came to.
+//!
+//! Crash story: plain values, no effects.
+
+use model::{
+    id::{AppName, Relpath},
+    problem::Problem,
+    verdict::Verdict,
+};
+use orchestrate::backup::BackupReport;
+use serde::Serialize;
+
+use super::{Report, problem_lines};
+use crate::exit::{Exit, Fault, FaultReport};
+
+/// `backup`.
+#[derive(Debug, Serialize)]
+pub struct Backups {
+    /// One for each application.
+    pub applications: Vec<BackedUp>,
+}
+
+/// What became of one application.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum BackedUp {
+    /// It is stored.
+    Stored {
+        /// The backup.
+        #[serde(flatten)]
+        report: Box<BackupReport>,
+        /// Its identity.
+        relpath: Relpath,
+        /// The weakest verdict that is good enough.
+        required: Verdict,
+        /// What went wrong beside it.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        notes: Vec<Problem>,
+    },
+    /// It is not.
+    Failed {
+        /// Its short name.
+        application: AppName,
+        /// Its identity.
+        relpath: Relpath,
+        /// Why.
+        error: FaultReport,
+        /// What went wrong beside it.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        notes: Vec<Problem>,
+    },
+}
+
+impl BackedUp {
+    /// The exit status that this alone would give.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Stored { report, .. } if !report.still_held.is_empty() => Exit::Failed,
+            Self::Stored { report, required, .. } if report.verdict < *required => Exit::Weaker,
+            Self::Stored { .. } => Exit::Done,
+            Self::Failed { error, .. } => error.exit,
+        }
+    }
+
+    fn text(&self) -> String {
+        let (mut text, notes) = match self {
+            Self::Stored { report, required, notes, .. } => (stored_text(report, *required), notes),
+            Self::Failed { application, error, notes, .. } => {
+                let mut text = format!("{application}: FAILED: {}", error.in_full());
+                if !error.remedy.is_empty() {
+                    text.push_str(&format!("\n  what to do: {}", error.remedy));
+                }
+                (text, notes)
+            }
+        };
+        text.push_str(&problem_lines(notes, notes.len() as u64, 20));
+        text
+    }
+}
+
+fn stored_text(report: &BackupReport, required: Verdict) -> String {
+    let mut text = format!(
+        "{}: backup {}, {}, stalled {}, {} in {} files, {} added, {:.1} s",
+        report.application,
+        report.backup.short(),
+        report.verdict,
+        report.stall_ms.total,
+        report.bytes,
+        report.files,
+        report.bytes_added,
+        report.duration.as_secs_f64(),
+    );
+    text.push_str(&problem_lines(&report.problems, report.problems.len() as u64, 20));
+    if let Some(why) = &report.looks_wrong {
+        text.push_str(&format!(
+            "\n  LOOKS WRONG: {why}; it displaces no other until `stillpoint prune {} --accept {}`",
+            report.application,
+            report.backup.short()
+        ));
+    }
+    for problem in &report.still_held {
+        text.push_str(&format!("\n  STILL HELD: {problem}"));
+    }
+    if report.verdict < required {
+        text.push_str(&format!("\n  WEAKER THAN REQUIRED: {}, and {required} is required", report.verdict));
+    }
+    text
+}
+
+impl Report for Backups {
+    fn text(&self) -> String {
+        let texts: Vec<String> = self.applications.iter().map(BackedUp::text).collect();
+        texts.join("\n")
+    }
+}
+
+impl BackedUp {
+    /// An application that is not stored.
+    #[must_use]
+    pub fn failed(application: AppName, relpath: Relpath, fault: &Fault, notes: Vec<Problem>) -> Self {
+        Self::Failed { application, relpath, error: fault.report(), notes }
+    }
+}

@@ -1,0 +1,137 @@
+//! A plan as `plan` and `backup --dry-run` print it: the very value that a backup executes.
+//!
+//! Crash story: plain values, no effects.
+
+use model::{
+    inventory::{InventoryError, ProcessSelector, show_duration},
+    pathtext::show,
+    plan::{CutPlan, Facts, HoldMethod, PinMethod, ProcessMethod, SqliteFacts},
+};
+use serde::Serialize;
+
+use super::{Report, problem_lines};
+
+/// `plan`.
+#[derive(Debug, Serialize)]
+pub struct Plans {
+    /// One for each application.
+    pub applications: Vec<Planned>,
+}
+
+/// What a backup of one application would do, and what it was decided from.
+#[derive(Debug, Serialize)]
+pub struct Planned {
+    /// The plan.
+    #[serde(flatten)]
+    pub plan: CutPlan,
+    /// What was found out.
+    pub facts: Facts,
+    /// Paths of the inventory that do not exist.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<InventoryError>,
+}
+
+impl Report for Plans {
+    fn text(&self) -> String {
+        let texts: Vec<String> = self.applications.iter().map(Planned::text).collect();
+        texts.join("\n\n")
+    }
+}
+
+impl Planned {
+    fn text(&self) -> String {
+        let plan = &self.plan;
+        let mut text = format!("{} ({})", plan.application, plan.relpath);
+        text.push_str("\nhold, in this order; let go in reverse");
+        if plan.holds.is_empty() {
+            text.push_str("\n  nobody");
+        }
+        for hold in &plan.holds {
+            text.push_str(&format!("\n  {}\n    because {}", hold_words(&hold.method), hold.why));
+        }
+        text.push_str("\npin");
+        for pin in &plan.pins {
+            text.push_str(&format!(
+                "\n  {} by {}, in {}\n    because {}{}",
+                pin.source,
+                method_name(&pin.method),
+                show(&pin.staging),
+                pin.why,
+                self.measure(pin.source.as_str()),
+            ));
+        }
+        text.push_str(&format!(
+            "\npredicted stall {}, at most {}; a verdict below {} is exit status 3",
+            plan.predicted_stall,
+            show_duration(plan.stall_budget),
+            plan.require
+        ));
+        for note in &plan.notes {
+            text.push_str(&format!("\n  note: {note}"));
+        }
+        text.push_str(&problem_lines(&plan.problems, plan.problems.len() as u64, usize::MAX));
+        for error in &self.missing {
+            text.push_str(&format!("\n  missing: {error}"));
+        }
+        if let Some(refusal) = &plan.refused {
+            text.push_str(&format!("\nREFUSED: {}\n  what to do: {}", refusal.what, refusal.remedy));
+        }
+        text
+    }
+
+    /// What was measured of a source.
+    fn measure(&self, source: &str) -> String {
+        let facts = &self.facts;
+        if let Some(directory) = facts.directories.iter().find(|d| d.source.as_str() == source) {
+            return format!("\n    {} names on {}", directory.entries, directory.filesystem);
+        }
+        facts.sqlite.iter().find(|d| d.source.as_str() == source).map(sqlite_measure).unwrap_or_default()
+    }
+}
+
+fn sqlite_measure(facts: &SqliteFacts) -> String {
+    let mut text = format!("\n    {} and {} in its WAL", facts.bytes, facts.wal_bytes);
+    if let Some(extents) = facts.extents {
+        #[allow(clippy::cast_precision_loss, reason = "shown to people, rounded")]
+        let gib = (facts.bytes.0 + facts.wal_bytes.0).max(1) as f64 / (1_u64 << 30) as f64;
+        #[allow(clippy::cast_precision_loss, reason = "shown to people, rounded")]
+        let per_gib = extents as f64 / gib;
+        // Of a small file the figure per GiB says nothing.
+        let per_gib = if gib >= 0.1 { format!(", {per_gib:.0} per GiB") } else { String::new() };
+        text.push_str(&format!(", {extents} extents{per_gib}"));
+    }
+    text
+}
+
+fn hold_words(method: &HoldMethod) -> String {
+    match method {
+        HoldMethod::StopHook { stop, start } => {
+            format!("run `{}`, and `{}` on every way out", stop.run, start.run)
+        }
+        HoldMethod::SqliteLock { path, .. } => format!("a child process locks {}", show(path)),
+        HoldMethod::Processes { selector, method } => {
+            let how = match method {
+                ProcessMethod::Ptrace => "by ptrace".to_owned(),
+                ProcessMethod::Freezer { cgroup } => format!("by the freezer of {}", show(cgroup)),
+                ProcessMethod::Stop => "by SIGSTOP".to_owned(),
+            };
+            match selector {
+                ProcessSelector::Unit(unit) => format!("the processes of {unit} {how}"),
+                ProcessSelector::PidFile(file) => format!("the processes of {} {how}", show(file)),
+            }
+        }
+    }
+}
+
+/// The method's name, as in records.
+#[must_use]
+pub fn method_name(method: &PinMethod) -> &'static str {
+    match method {
+        PinMethod::BtrfsSnapshot(_) => "btrfs-snapshot",
+        PinMethod::TwoPassReflink(_) => "two-pass-reflink",
+        PinMethod::TwoPassCopy(_) => "two-pass-copy",
+        PinMethod::SqliteReflink(_) => "sqlite-reflink",
+        PinMethod::SqliteTransaction(_) => "sqlite-transaction",
+        PinMethod::SqlitePages(_) => "sqlite-pages",
+    }
+}

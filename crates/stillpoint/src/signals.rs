@@ -1,0 +1,59 @@
+//! INT and TERM: the first asks for a clean stop at the next safe point, the second ends at once.
+//!
+//! Crash story: the second signal ends the program as `kill -9` would; watchdog and journal then undo what
+//! is left.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    flag,
+};
+
+use crate::exit::{Fault, Outcome};
+
+/// Whether somebody asked us to stop.
+#[derive(Debug, Clone, Default)]
+pub struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// Listens to INT, TERM and HUP from now on.
+    ///
+    /// # Errors
+    /// If the kernel refuses a handler.
+    pub fn listen() -> io::Result<Self> {
+        let asked = Self::default();
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            // Registered first, so that it acts only if the flag was set by an earlier signal.
+            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&asked.0))?;
+            flag::register(signal, Arc::clone(&asked.0))?;
+        }
+        Ok(asked)
+    }
+
+    /// Whether somebody asked.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// For those who look at a plain flag.
+    #[must_use]
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+
+    /// Ends the command here if somebody asked.
+    ///
+    /// # Errors
+    /// If somebody asked.
+    pub fn check(&self) -> Outcome<()> {
+        if self.is_asked() { Err(Fault::interrupted()) } else { Ok(()) }
+    }
+}

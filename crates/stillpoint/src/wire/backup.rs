@@ -1,0 +1,156 @@
+//! One application's turn of `backup`, from its plan to retention: the very path that `demo` takes too.
+//!
+//! Crash story: nothing is held here; see `orchestrate::backup`. The lock of the run is the first thing
+//! taken and the last thing dropped.
+
+use std::time::{Duration, Instant};
+
+use engines::sqlite::Fingerprint;
+use model::{
+    decide::decide,
+    id::SourceId,
+    inventory::Application,
+    plan::{CutPlan, Facts},
+    port::{Failure, FailureKind, Progress, Shelf, Store},
+    problem::{Effect, Problem},
+    record::StoredBackup,
+};
+use orchestrate::{
+    backup::{self, BackupReport, Job},
+    cut::patience::Patience,
+    retire::{self, Reclaim},
+};
+use vault::repository::Repository;
+
+use super::{drivers, history, lock::RunLock, run::Run, stoppable::Stoppable};
+use crate::signals::Interrupt;
+
+/// What is asked for.
+pub struct Request<'a> {
+    /// The application.
+    pub application: &'a Application,
+    /// A label given by a person.
+    pub label: Option<String>,
+    /// Where progress is reported.
+    pub progress: &'a dyn Progress,
+    /// Whether somebody asked us to stop.
+    pub interrupt: &'a Interrupt,
+}
+
+/// What one turn came to.
+pub struct Turn {
+    /// The backup, or why there is none.
+    pub outcome: Result<BackupReport, Failure>,
+    /// What went wrong beside it: old pins that stay, a history line that could not be written, retention
+    /// that had to wait.
+    pub notes: Vec<Problem>,
+}
+
+/// Finds out and decides: the plan that `plan` prints and [`take`] executes.
+///
+/// # Errors
+/// If the staging directory cannot be made.
+pub fn plan(run: &Run<'_>, application: &Application) -> Result<(CutPlan, Facts), Failure> {
+    let facts = drivers::facts(run, application)?;
+    Ok((decide(run.inventory, application, &facts), facts))
+}
+
+/// Makes a backup, writes its history line, and lets retention follow.
+pub fn take(run: &Run<'_>, request: Request<'_>) -> Turn {
+    let started = Instant::now();
+    let application = request.application;
+    let mut notes = Vec::new();
+    let lock = match RunLock::take(&run.inventory.state(), &application.relpath) {
+        Ok(lock) => lock,
+        // Another run is at work: it writes the history line.
+        Err(failure) => return Turn { outcome: Err(failure), notes },
+    };
+    let outcome = store(run, &request, &mut notes);
+    if let Err(failure) = history::note(run.inventory, application, &outcome, started.elapsed()) {
+        notes.push(noted(&failure));
+    }
+    if outcome.is_ok()
+        && let Err(failure) = retention(run, &request)
+    {
+        notes.push(noted(&failure));
+    }
+    drop(lock);
+    Turn { outcome, notes }
+}
+
+/// From the sweep to the listed backup.
+fn store(run: &Run<'_>, request: &Request<'_>, notes: &mut Vec<Problem>) -> Result<BackupReport, Failure> {
+    notes.extend(run.sweep()?.left);
+    let mut repository = run.open(request.application)?;
+    let previous = repository.backups()?;
+    let (plan, _) = plan(run, request.application)?;
+    let fingerprints = Fingerprints::of(&mut repository, &previous);
+    let drivers = drivers::build(run, &plan, &|source| fingerprints.get(source))?;
+    let mut store = Stoppable { store: &mut repository as &mut dyn Store, interrupt: request.interrupt };
+    backup::run(Job {
+        plan: &plan,
+        server: run.inventory.server.clone(),
+        vm: run.inventory.vm.clone(),
+        label: request.label.clone(),
+        holds: drivers.holds,
+        pinners: drivers.pinners,
+        store: &mut store,
+        previous: &previous,
+        clock: &*run.clock,
+        progress: request.progress,
+        patience: Patience::default(),
+        seed: run.seed,
+    })
+}
+
+/// Removes what is no longer kept. It must not be in the way of the backup that was made: whoever else uses
+/// the repository at this moment makes it wait for the next run.
+fn retention(run: &Run<'_>, request: &Request<'_>) -> Result<(), Failure> {
+    let mut repository = run.open(request.application)?;
+    let plan = retire::plan(&mut repository, &request.application.settings.keep, &*run.clock)?;
+    match retire::carry_out(&mut repository, &plan, Reclaim::IfRemoved, request.progress) {
+        Ok(_) => Ok(()),
+        Err(failure) if failure.kind == FailureKind::Locked => {
+            Err(Failure::new(failure.kind, "retention waits for the next run", "").because(failure))
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+fn noted(failure: &Failure) -> Problem {
+    Problem::new(Effect::Note, None, failure.in_full(), "")
+}
+
+/// How long a run has taken, for people.
+#[must_use]
+pub fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}
+
+/// What the newest backup says of the databases in it.
+struct Fingerprints(Vec<(SourceId, Fingerprint)>);
+
+impl Fingerprints {
+    fn of(repository: &mut Repository, previous: &[StoredBackup]) -> Self {
+        let newest =
+            previous.iter().filter(|backup| backup.record.is_some()).max_by_key(|backup| backup.time);
+        let record = newest.and_then(|backup| match repository.cut_record(&backup.id) {
+            Ok(record) => record,
+            Err(error) => {
+                // Without it the databases are checked again, which costs time and nothing else.
+                tracing::info!(%error, "the record of the newest cut cannot be read");
+                None
+            }
+        });
+        let evidence = record.map(|record| record.evidence).unwrap_or_default();
+        let known = evidence.into_iter().filter_map(|evidence| {
+            let fingerprint = Fingerprint::from_checks(evidence.checks.iter().map(String::as_str))?;
+            Some((evidence.source, fingerprint))
+        });
+        Self(known.collect())
+    }
+
+    fn get(&self, source: &SourceId) -> Option<Fingerprint> {
+        self.0.iter().find(|(known, _)| known == source).map(|(_, fingerprint)| fingerprint.clone())
+    }
+}

@@ -1,0 +1,16 @@
+//! The composition root: the one place where drivers are built from plan values and handed to
+//! orchestration.
+//!
+//! Crash story: each module tells its own.
+
+pub mod backup;
+pub mod drivers;
+pub mod history;
+pub mod inventory;
+pub mod lock;
+pub mod logbook;
+pub mod password;
+pub mod restore;
+pub mod run;
+pub mod stoppable;
+pub mod sweep;
