@@ -47,7 +47,7 @@ impl ControlGroup {
     /// # Errors
     /// If it is no control group or has no freezer: a root has none.
     pub fn at(directory: &Path) -> io::Result<Self> {
-        let magic = i64::from(statfs(directory)?.f_type);
+        let magic = statfs(directory)?.f_type;
         if !CGROUP_MAGIC.contains(&magic) {
             return Err(io::Error::other("not a control group"));
         }

@@ -45,17 +45,17 @@ pub(super) fn hold(
     held: HeldList,
 ) -> Result<Box<dyn Frozen>, Failure> {
     let group = ControlGroup::at(directory).map_err(|error| failed(directory, error))?;
-    let processes = targets.find()?;
+    targets.find()?;
     if group.state().map_err(|error| failed(directory, error))? != State::Thawed {
         let what = format!("the control group {} is frozen by somebody else", directory.display());
         return Err(Failure::new(FailureKind::Busy, what, "thaw it, or wait until it is thawed"));
     }
     let undo = Undo::ThawCgroup { cgroup: directory.to_owned() };
     let ticket = Some(journal.intend(undo, Some(until))?);
-    let mut frozen = FrozenGroup { group, targets, processes, until, journal, ticket, held };
+    let mut frozen = FrozenGroup { group, targets, processes: BTreeSet::new(), until, journal, ticket, held };
     frozen.check_members()?;
     frozen.freeze()?;
-    frozen.check_members()?;
+    frozen.processes = frozen.check_members()?;
     frozen.held.fill(frozen.processes.clone());
     Ok(Box::new(frozen))
 }
@@ -70,12 +70,13 @@ impl FrozenGroup {
         failed(self.group.directory(), error)
     }
 
-    /// That the group holds all that it should, and nobody who must stay free.
-    fn check_members(&self) -> Result<(), Failure> {
+    /// That the group holds all that it should, and nobody who must stay free. Gives who should be held.
+    fn check_members(&self) -> Result<BTreeSet<ProcessRef>, Failure> {
         let members = self.group.members().map_err(|error| self.failed(error))?;
         self.targets.check(members.iter().copied())?;
-        match self.targets.find()?.iter().find(|p| !members.contains(&p.pid)) {
-            None => Ok(()),
+        let processes = self.targets.find()?;
+        match processes.iter().find(|p| !members.contains(&p.pid)) {
+            None => Ok(processes),
             Some(outside) => {
                 let group = self.group.directory().display();
                 let what = format!("process {} is not in the control group {group}", outside.pid);

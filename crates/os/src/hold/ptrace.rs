@@ -363,13 +363,12 @@ impl Tracees {
         }
         let known = self.processes();
         for process in self.targets.find()? {
-            if let Some(tid) =
-                process::threads(process.pid).into_iter().find(|t| !self.threads.contains_key(t))
-            {
-                return Err(lost(&format!(
-                    "{} came while the others were held",
-                    describe_thread(process.pid, tid)
-                )));
+            let pid = process.pid;
+            // A thread that ended before the others were held stays a zombie as long as we trace it.
+            let new = |tid: &u32| !self.threads.contains_key(tid) && !has_ended(pid, *tid);
+            if let Some(tid) = process::threads(pid).into_iter().find(new) {
+                let whom = describe_thread(pid, tid);
+                return Err(lost(&format!("{whom} came while the others were held")));
             }
         }
         let held = count(self.threads.len(), known.len());
@@ -385,8 +384,9 @@ impl Tracees {
             self.threads.retain(|tid, tracee| {
                 let Some(stop) = tracee.stop else { return true };
                 let signal = if let Stop::Signal(signal) = stop { Some(signal) } else { None };
+                // Only a thread that is not in a stop any more is unknown to the request: it was killed.
                 if let Err(error) = trace::detach(*tid, signal)
-                    && !has_ended(tracee.process.pid, *tid)
+                    && error.raw_os_error() != Some(libc::ESRCH)
                 {
                     failed = Some((describe_thread(tracee.process.pid, *tid), error));
                 }

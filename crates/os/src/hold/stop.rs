@@ -52,6 +52,8 @@ pub(super) fn hold(
     while stopped.stop_newcomers()? {
         stopped.wait()?;
     }
+    // Who ended before all stood still is not missed by the proof.
+    stopped.all.retain(|process| process::alive(*process));
     stopped.held.fill(stopped.all.clone());
     Ok(Box::new(stopped))
 }
