@@ -179,3 +179,156 @@ impl Drop for Held<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use model::{
+        id::SourceId,
+        plan::HoldClass,
+        port::{Clock, Failure, FailureKind, Frozen, Hold},
+        problem::Problem,
+        time::{Deadline, Millis},
+        verdict::Stillness,
+    };
+    use testkit::fakes::world::World;
+
+    use super::Held;
+
+    /// A hold whose steps take exactly so many milliseconds.
+    struct Timed {
+        world: World,
+        class: HoldClass,
+        freeze: u64,
+        thaw: u64,
+        thaws: bool,
+        let_go: Arc<std::sync::Mutex<Vec<HoldClass>>>,
+    }
+
+    struct Taken(World, u64, bool, HoldClass, Arc<std::sync::Mutex<Vec<HoldClass>>>);
+
+    impl Hold for Timed {
+        fn name(&self) -> String {
+            format!("{:?}", self.class)
+        }
+        fn class(&self) -> HoldClass {
+            self.class
+        }
+        fn sources(&self) -> Vec<SourceId> {
+            vec![]
+        }
+        fn prepare(&mut self) -> Result<Vec<Problem>, Failure> {
+            Ok(vec![])
+        }
+        fn freeze(&mut self, _until: Deadline) -> Result<Box<dyn Frozen>, Failure> {
+            self.world.pass(Duration::from_millis(self.freeze));
+            Ok(Box::new(Taken(self.world.clone(), self.thaw, self.thaws, self.class, self.let_go.clone())))
+        }
+    }
+
+    impl Frozen for Taken {
+        fn prove(&mut self) -> Result<Stillness, Failure> {
+            Ok(Stillness::WritersFrozen(String::new()))
+        }
+        fn thaw(self: Box<Self>) -> Result<(), Failure> {
+            self.0.pass(Duration::from_millis(self.1));
+            if self.2 { Ok(()) } else { Err(Failure::new(FailureKind::Other, "it does not answer", "")) }
+        }
+    }
+
+    impl Drop for Taken {
+        fn drop(&mut self) {
+            self.4.lock().expect("nothing panics").push(self.3);
+        }
+    }
+
+    struct Bench {
+        world: World,
+        let_go: Arc<std::sync::Mutex<Vec<HoldClass>>>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            Self { world: World::new(0), let_go: Arc::default() }
+        }
+        fn hold(&self, class: HoldClass, freeze: u64, thaw: u64, thaws: bool) -> Timed {
+            Timed { world: self.world.clone(), class, freeze, thaw, thaws, let_go: self.let_go.clone() }
+        }
+        fn let_go(&self) -> Vec<HoldClass> {
+            self.let_go.lock().expect("nothing panics").clone()
+        }
+    }
+
+    #[test]
+    fn stalls_run_from_before_the_asking_to_after_the_release() {
+        let bench = Bench::new();
+        let world = bench.world.clone();
+        let mut held = Held::nothing(&world, Duration::from_secs(2));
+        held.freeze(&mut bench.hold(HoldClass::StopHook, 5_000, 3_000, true)).unwrap();
+        held.freeze(&mut bench.hold(HoldClass::FinalLock, 10, 2, true)).unwrap();
+        held.freeze(&mut bench.hold(HoldClass::ProcessFreezer, 5, 1, true)).unwrap();
+        world.pass(Duration::from_millis(20));
+        let released = held.thaw();
+        let ms: Vec<f64> = released.stalls.per_hold.iter().map(|s| s.ms.0).collect();
+        assert_eq!(ms, [5_000.0 + 35.0 + 3.0 + 3_000.0, 35.0 + 3.0, 25.0 + 1.0]);
+        assert_eq!(released.stalls.total, Millis(38.0), "the hooks' time does not count");
+        assert_eq!(released.stalls.downtime, Some(Millis(8_038.0)));
+        let order = [HoldClass::ProcessFreezer, HoldClass::FinalLock, HoldClass::StopHook];
+        assert_eq!(bench.let_go(), order);
+    }
+
+    #[test]
+    fn the_budget_begins_with_the_first_lock_and_keeps_something_back_for_the_release() {
+        let bench = Bench::new();
+        let world = bench.world.clone();
+        let mut held = Held::nothing(&world, Duration::from_millis(1_000));
+        held.freeze(&mut bench.hold(HoldClass::StopHook, 60_000, 0, true)).unwrap();
+        assert!(held.in_time("stopping").is_ok(), "a stop hook has its own timeout");
+        let asked = world.moment();
+        held.freeze(&mut bench.hold(HoldClass::FinalLock, 100, 0, true)).unwrap();
+        assert_eq!(held.until(), Deadline(asked.after(Duration::from_millis(900))));
+        world.pass(Duration::from_millis(799));
+        assert!(held.in_time("pinning").is_ok());
+        world.pass(Duration::from_millis(1));
+        assert_eq!(held.in_time("pinning").unwrap_err().kind, FailureKind::TimedOut);
+    }
+
+    #[test]
+    fn a_thaw_that_fails_is_said_loudly_and_keeps_no_other_from_being_thawed() {
+        let bench = Bench::new();
+        let world = bench.world.clone();
+        let mut held = Held::nothing(&world, Duration::from_secs(2));
+        held.freeze(&mut bench.hold(HoldClass::FinalLock, 1, 1, true)).unwrap();
+        held.freeze(&mut bench.hold(HoldClass::ProcessFreezer, 1, 1, false)).unwrap();
+        let released = held.thaw();
+        assert_eq!(released.still_held.len(), 1);
+        let text = released.still_held[0].to_string();
+        assert!(text.contains("WRITERS MAY STILL BE HELD by ProcessFreezer: it does not answer"), "{text}");
+        assert!(text.contains("stillpoint thaw"), "{text}");
+        assert_eq!(bench.let_go(), [HoldClass::ProcessFreezer, HoldClass::FinalLock]);
+        assert_eq!(released.stalls.per_hold.len(), 2);
+    }
+
+    #[test]
+    fn dropping_lets_go_in_the_same_order() {
+        let bench = Bench::new();
+        let world = bench.world.clone();
+        let mut held = Held::nothing(&world, Duration::from_secs(2));
+        held.freeze(&mut bench.hold(HoldClass::FinalLock, 1, 1, true)).unwrap();
+        held.freeze(&mut bench.hold(HoldClass::ProcessFreezer, 1, 1, true)).unwrap();
+        drop(held);
+        assert_eq!(bench.let_go(), [HoldClass::ProcessFreezer, HoldClass::FinalLock]);
+    }
+
+    #[test]
+    fn a_hold_that_is_taken_too_late_ends_the_cut() {
+        let bench = Bench::new();
+        let world = bench.world.clone();
+        let mut held = Held::nothing(&world, Duration::from_millis(100));
+        let late = held.freeze(&mut bench.hold(HoldClass::FinalLock, 95, 1, true)).unwrap_err();
+        assert_eq!(late.kind, FailureKind::TimedOut);
+        assert_eq!(held.thaw().stalls.total, Millis(96.0));
+        assert_eq!(bench.let_go(), [HoldClass::FinalLock]);
+    }
+}

@@ -25,6 +25,10 @@ const SLACK: Duration = Duration::from_millis(40);
 /// All that is wrong after a run; `delayed` is the delay that was injected into one step.
 pub fn violations(run: &Run, delayed: Duration) -> Vec<String> {
     let mut wrong = run.world.complaints();
+    // A thaw that failed leaves its hold where it is, and the others are let go all the same.
+    if run.faults.hit().is_some_and(|call| call == "frozen.thaw") {
+        wrong.retain(|complaint| !complaint.contains("out of order"));
+    }
     left_behind(run, &mut wrong);
     stalls(run, delayed, &mut wrong);
     let listed = run.vault.shelf().backups().expect("a list in memory");

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use model::{
     entry::{Meta, Stamp},
     id::SourceId,
+    plan::HoldClass,
     port::Clock,
     size::Bytes,
     time::Moment,
@@ -202,14 +203,29 @@ impl World {
     pub fn bar(&self, name: &str, reach: Reach, undo: &Undo) -> u64 {
         self.expect_intent(name, undo);
         let id = self.number();
-        self.lock().barriers.insert(id, Barrier { reach, name: name.to_owned(), lost: false });
+        let mut state = self.lock();
+        let everybody = state.barriers.values().find(|b| !b.lost && b.reach == Reach::Everybody);
+        if let (Some(stopped), Reach::Database(_)) = (everybody, &reach)
+            && !may_precede_locks(&stopped.name)
+        {
+            let what = format!("{name} was taken after {}: a stopped writer keeps its lock", stopped.name);
+            state.complaints.push(what);
+        }
+        state.barriers.insert(id, Barrier { reach, name: name.to_owned(), lost: false });
         id
     }
 
     /// Lets them go.
     pub fn unbar(&self, id: u64) {
         let mut state = self.lock();
-        state.barriers.remove(&id);
+        let later: Vec<String> =
+            state.barriers.range(id + 1..).filter(|(_, b)| !b.lost).map(|(_, b)| b.name.clone()).collect();
+        if let Some(barrier) = state.barriers.remove(&id)
+            && !later.is_empty()
+        {
+            let what = format!("{} was thawed out of order, before {}", barrier.name, later.join(", "));
+            state.complaints.push(what);
+        }
         state.release_waiting();
     }
 
@@ -385,6 +401,11 @@ impl Drop for Obstacle {
     fn drop(&mut self) {
         self.0.lock().obstacles -= 1;
     }
+}
+
+/// Stop hooks come before the locks; a process freezer does not.
+fn may_precede_locks(hold: &str) -> bool {
+    hold == format!("{:?}", HoldClass::StopHook)
 }
 
 fn stamp_of(nanos: u64) -> Timestamp {
