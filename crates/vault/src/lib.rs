@@ -2,6 +2,10 @@
 //!
 //! Crash story: each module tells its own.
 
+// The unit tests share helpers with the integration tests, which know the crate by its name.
+#[cfg(test)]
+extern crate self as vault;
+
 pub mod history;
 pub mod journal;
 pub mod repository;

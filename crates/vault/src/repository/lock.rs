@@ -90,7 +90,7 @@ impl fmt::Display for Holder {
         let age = SignedDuration::from_secs(who.age_s);
         write!(
             f,
-            "process {} of {}@{} ({kind}, since or refreshed {age:#} ago)",
+            "process {} of {}@{} ({kind}, taken or refreshed {age:#} ago)",
             who.pid, who.username, who.hostname
         )
     }
@@ -243,8 +243,13 @@ impl Locks {
         let undo = Undo::RemoveLock { path: path.clone() };
         let ticket = self.journal.intend(undo, None).map_err(|source| RepositoryError::Journal { source })?;
         if let Err(source) = self.disk.put(&path, &sealed) {
-            self.journal.done(ticket);
-            return Err(StorageError::write(path, source).into());
+            // It may be there although it could not be made durable; if it cannot be removed either, it
+            // stays in the journal.
+            let error = StorageError::write(&path, source);
+            if let Err(left) = self.remove(Held { path, ticket }) {
+                tracing::warn!("{left}: the next run removes it");
+            }
+            return Err(error.into());
         }
         Ok(Held { path, ticket })
     }

@@ -13,6 +13,8 @@ mod compare;
 mod crypt;
 mod disk;
 mod error;
+#[cfg(test)]
+mod faults;
 mod keys;
 mod lock;
 mod meter;
