@@ -208,11 +208,8 @@ fn extents(file: &File) -> io::Result<Vec<Extent>> {
         fiemap(file, &mut map)?;
         let batch = map.extents.get(..map.mapped as usize).unwrap_or(&map.extents);
         for extent in batch {
-            found.push(Extent {
-                logical: extent.logical,
-                length: extent.length,
-                physical: (extent.flags & DOUBTFUL == 0).then_some(extent.physical),
-            });
+            let physical = (extent.flags & DOUBTFUL == 0).then_some(extent.physical);
+            compare::push(&mut found, Extent { logical: extent.logical, length: extent.length, physical });
         }
         match batch.last() {
             Some(last) if last.flags & FIEMAP_EXTENT_LAST == 0 => {

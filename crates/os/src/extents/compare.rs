@@ -15,6 +15,19 @@ pub struct Extent {
     pub physical: Option<u64>,
 }
 
+/// Adds the next extent of a file, as a part of the last one if it goes on where that ends: a filesystem may cut
+/// one extent into several for reasons of its own, such as a part that has come to be shared.
+pub(super) fn push(extents: &mut Vec<Extent>, next: Extent) {
+    if let Some(last) = extents.last_mut()
+        && last.logical.saturating_add(last.length) == next.logical
+        && last.physical.map(|p| p.saturating_add(last.length)) == next.physical
+    {
+        last.length = last.length.saturating_add(next.length);
+    } else {
+        extents.push(next);
+    }
+}
+
 /// What stands at one place of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -76,7 +89,7 @@ impl Cursor<'_> {
 mod tests {
     use proptest::prelude::{Just, Strategy, any, prop, prop_assert_eq, prop_oneof, proptest};
 
-    use super::{Extent, differing};
+    use super::{Extent, differing, push};
 
     const fn extent(logical: u64, length: u64, physical: Option<u64>) -> Extent {
         Extent { logical, length, physical }
@@ -94,6 +107,25 @@ mod tests {
         let a = [extent(0, 8, Some(100))];
         let b = [extent(4, 4, Some(100))];
         assert_eq!(differing(&a, &b, 8), vec![0..8]);
+    }
+
+    #[test]
+    fn extents_that_go_on_are_one() {
+        let mut joined = Vec::new();
+        for next in [
+            extent(0, 4, Some(100)),
+            extent(4, 4, Some(104)),
+            extent(8, 4, Some(50)),
+            extent(16, 4, Some(58)),
+            extent(20, 4, None),
+            extent(24, 4, None),
+        ] {
+            push(&mut joined, next);
+        }
+        assert_eq!(
+            joined,
+            [extent(0, 8, Some(100)), extent(8, 4, Some(50)), extent(16, 4, Some(58)), extent(20, 8, None)]
+        );
     }
 
     #[test]
