@@ -4,6 +4,7 @@
 //! prints the seed; `STILLPOINT_SEED=n cargo test -p orchestrate --test simulation` runs that one only, and
 //! `STILLPOINT_SEEDS=n` so many.
 
+mod cases;
 mod scenario;
 mod verify;
 

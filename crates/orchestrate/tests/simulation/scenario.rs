@@ -70,7 +70,13 @@ const fn hooks(mut scenario: Scenario) -> Scenario {
 /// A database and a directory of which nobody holds the writers: the scan decides.
 pub const SCANNED: Scenario = scenario("scanned", 1, &[Way::TwoPassCopy], 2);
 
-/// All of them.
+/// Two snapshots, one after the other, of directories of which nobody holds the writers.
+pub const TWO_SNAPSHOTS: Scenario = scenario("two snapshots", 1, &[Way::Snapshot, Way::Snapshot], 4);
+
+/// A directory without a file in it.
+pub const EMPTY: Scenario = scenario("empty", 0, &[Way::TwoPassCopy], 0);
+
+/// All that may become consistent.
 pub const ALL: [Scenario; 8] = [
     processes(scenario("everything held", 1, &[Way::TwoPassCopy], 3)),
     processes(scenario("two of each", 2, &[Way::TwoPassReflink, Way::TwoPassCopy], 4)),
@@ -185,7 +191,8 @@ fn world(scenario: &Scenario, seed: u64) -> World {
     let trees = directories(scenario.directories);
     let sqlite = databases(scenario.databases);
     for (_, path, _) in &trees {
-        for name in ["a", "b", "c"] {
+        let names: &[&str] = if scenario.writers == 0 { &[] } else { &["a", "b", "c"] };
+        for name in names {
             world.write_file(&path.join(name), name.repeat(3).as_bytes());
         }
     }
@@ -234,9 +241,19 @@ pub fn simulate(scenario: &Scenario, seed: u64, fault: Option<(usize, Fault)>, l
         Some((call, fault)) => Faults::at(clock, call, fault),
         None => Faults::none(clock),
     };
+    again(before(scenario, world, faults), scenario, seed, lies)
+}
+
+/// A fresh machine, before anything was run.
+pub fn fresh(scenario: &Scenario, seed: u64) -> Run {
+    let world = world(scenario, seed);
+    let faults = Faults::none(Arc::new(world.clone()));
+    before(scenario, world, faults)
+}
+
+fn before(scenario: &Scenario, world: World, faults: Arc<Faults>) -> Run {
     let vault = FakeVault::new(Origin::World(world.clone()));
-    let run = Run { plan: plan(scenario), world, vault, faults, ending: Ending::Panicked };
-    again(run, scenario, seed, lies)
+    Run { plan: plan(scenario), world, vault, faults, ending: Ending::Panicked }
 }
 
 /// Runs `backup` once more on the machine of a run that is over.
