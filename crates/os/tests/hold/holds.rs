@@ -202,9 +202,11 @@ fn a_hold_that_cannot_be_had() {
 fn a_hold_ends_at_its_deadline() {
     let writer = Writer::start("busy");
     let mut hold = hold(&writer, ProcessMethod::Ptrace, &Arc::default());
-    let mut frozen = freeze(&mut hold, Duration::from_millis(200));
+    // A writer may be throttled in the kernel for a while on a busy disk before it can be held.
+    let until = deadline_in(Duration::from_secs(2));
+    let mut frozen = hold.freeze(until).unwrap_or_else(|f| panic!("{}", f.in_full()));
     writer.assert_still_for(Duration::from_millis(50));
-    thread::sleep(Duration::from_millis(200));
+    thread::sleep(os::clock::left(until) + Duration::from_millis(50));
     writer.assert_runs();
     assert!(lost(&mut frozen));
     frozen.thaw().unwrap();
