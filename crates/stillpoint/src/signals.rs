@@ -43,12 +43,6 @@ impl Interrupt {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// For those who look at a plain flag.
-    #[must_use]
-    pub fn flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.0)
-    }
-
     /// Ends the command here if somebody asked.
     ///
     /// # Errors

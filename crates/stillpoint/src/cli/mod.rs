@@ -14,7 +14,7 @@ pub use self::{
         BackupArgs, CheckArgs, CompletionsArgs, DemoArgs, InitArgs, KeyAction, KeyArgs, ListArgs, PlanArgs,
         PruneArgs, RestoreArgs, ShowArgs,
     },
-    time::{TimeError, parse_time},
+    time::parse_time,
 };
 
 /// Where the inventory is, unless told otherwise.

@@ -9,7 +9,11 @@ mod guestbook;
 mod load;
 mod naive;
 mod report;
+mod rounds;
+mod world;
 mod writer;
+
+pub use self::rounds::play as run;
 
 use std::{
     ffi::OsString,

@@ -27,7 +27,7 @@ pub const ROWS: usize = 120;
 const SIZES: std::ops::RangeInclusive<usize> = 2 * 1024..=48 * 1024;
 
 /// Pauses between entries: without any, three writers would keep a small machine from doing anything else.
-const PAUSES_MICROS: std::ops::RangeInclusive<u64> = 500..=6_000;
+const PAUSES_MICROS: std::ops::RangeInclusive<u64> = 4_000..=30_000;
 
 /// A row of this writer.
 struct Row {

@@ -10,7 +10,7 @@ use tracing::{
 };
 use tracing_subscriber::{
     Layer,
-    filter::LevelFilter,
+    filter::{LevelFilter, filter_fn},
     layer::{Context, SubscriberExt},
     registry,
     util::SubscriberInitExt,
@@ -19,10 +19,19 @@ use tracing_subscriber::{
 use super::Output;
 
 /// Shows warnings and errors from now on, and more with `-v`.
+///
+/// Libraries are not heard: what they have to say of a file or a repository reaches us as a value, while
+/// what they log is said of things that are expected, such as a live file that has gone.
 pub fn start(output: Output) {
     let level = if output.verbose { LevelFilter::INFO } else { LevelFilter::WARN };
+    let heard = filter_fn(move |event| *event.level() <= level && is_ours(event.target()));
     // Only a second call could fail, and then the first one holds.
-    let _ = registry().with(ToOutput(output).with_filter(level)).try_init();
+    let _ = registry().with(ToOutput(output).with_filter(heard)).try_init();
+}
+
+fn is_ours(target: &str) -> bool {
+    let name = target.split("::").next().unwrap_or(target);
+    ["os", "engines", "vault", "orchestrate", "stillpoint"].contains(&name)
 }
 
 struct ToOutput(Output);
@@ -53,5 +62,16 @@ impl Visit for Line {
         } else {
             write!(self.fields, " {}={value:?}", field.name())
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_ours;
+
+    #[test]
+    fn only_our_own_crates_are_heard() {
+        assert!(is_ours("os::hold::ptrace") && is_ours("stillpoint"));
+        assert!(!is_ours("rustic_core::archiver") && !is_ours("log"));
     }
 }

@@ -3,7 +3,7 @@
 //! Crash story: nothing is held here; see `orchestrate::backup`. The lock of the run is the first thing
 //! taken and the last thing dropped.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use engines::sqlite::Fingerprint;
 use model::{
@@ -119,12 +119,6 @@ fn retention(run: &Run<'_>, request: &Request<'_>) -> Result<(), Failure> {
 
 fn noted(failure: &Failure) -> Problem {
     Problem::new(Effect::Note, None, failure.in_full(), "")
-}
-
-/// How long a run has taken, for people.
-#[must_use]
-pub fn seconds(duration: Duration) -> String {
-    format!("{:.1} s", duration.as_secs_f64())
 }
 
 /// What the newest backup says of the databases in it.
