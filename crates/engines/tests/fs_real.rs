@@ -380,7 +380,7 @@ fn files_without_copy_on_write_are_cloned_too() {
 #[test]
 fn a_full_disk_is_said_to_be_full() {
     let disk = Disk::new("xfs", "rw");
-    let status = rustix::fs::statvfs(&disk.path()).unwrap();
+    let status = rustix::fs::statvfs(disk.path()).unwrap();
     let filler = fs::File::create(disk.path().join("filler")).unwrap();
     let most = status.f_bavail * status.f_frsize - (20 << 20);
     rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, most).unwrap();

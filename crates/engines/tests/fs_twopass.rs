@@ -113,13 +113,13 @@ fn a_linked_root_is_stored_as_link_and_target() {
 #[test]
 fn hard_links_sparse_files_and_attributes_come_through() {
     let case = Case::new();
+    let mut pinner = case.pinner(&plan(&case.root));
+    pinner.prepare(&Known::default()).unwrap();
     let big = fs::File::create(case.root.join("sparse")).unwrap();
     big.set_len(300 << 20).unwrap();
     fs::write(case.root.join("one"), b"content").unwrap();
     fs::hard_link(case.root.join("one"), case.root.join("two")).unwrap();
     xattr::set(case.root.join("one"), "user.note", b"\0x").unwrap();
-    let mut pinner = case.pinner(&plan(&case.root));
-    pinner.prepare(&Known::default()).unwrap();
     tick();
     let mut pin = pinner.pin(soon()).unwrap();
     let harvest = pin.harvest(&Silent).unwrap();
@@ -137,9 +137,9 @@ fn hard_links_sparse_files_and_attributes_come_through() {
 #[test]
 fn too_much_to_copy_is_refused_for_now() {
     let case = Case::new();
-    fs::write(case.root.join("large"), vec![1; 5000]).unwrap();
     let mut pinner = case.pinner(&plan(&case.root)).with_limits(Limits { staged: Bytes(4999) });
     pinner.prepare(&Known::default()).unwrap();
+    fs::write(case.root.join("large"), vec![1; 5000]).unwrap();
     let failure = pinner.pin(soon()).err().expect("5000 bytes are unsettled");
     assert!(failure.is_transient(), "{failure:?}");
     settle();
@@ -168,10 +168,9 @@ fn files_that_a_held_process_has_mapped_are_copied_again() {
 #[test]
 fn a_late_copy_gives_up_and_says_what_was_left() {
     let case = Case::new();
-    let file = fs::File::create(case.root.join("large")).unwrap();
-    std::io::Write::write_all(&mut &file, &vec![1; 200 << 20]).unwrap();
     let mut pinner = case.pinner(&plan(&case.root));
     pinner.prepare(&Known::default()).unwrap();
+    fs::write(case.root.join("large"), vec![1; 200 << 20]).unwrap();
     let failure = pinner.pin(os::clock::deadline_in(Duration::from_millis(20))).err().unwrap();
     assert_eq!(failure.kind, FailureKind::TimedOut);
     assert!(failure.what.contains("1 changed files with 200.0 MiB were left"), "{}", failure.what);

@@ -111,7 +111,7 @@ impl Scope {
         let mut late = false;
         let walked = walk.run(&mut |entry| {
             entries.push(entry);
-            late = entries.len() % LOOK_EVERY == 0
+            late = entries.len().is_multiple_of(LOOK_EVERY)
                 && manner.until.is_some_and(|until| until.has_passed(clock.moment()));
             if late { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });

@@ -20,6 +20,7 @@ use rustix::fs::{Timespec, Timestamps};
 use super::{Paper, Tree, Vault, harvested, live, plan, settle, soon, tick, tree_pinner};
 
 /// Runs this many seeds side by side, each in a new directory of `base`.
+#[allow(clippy::print_stdout, reason = "a failed run names its seed")]
 pub fn run(base: &Path, form: Form, seeds: u64) {
     std::thread::scope(|scope| {
         for seed in 0..seeds {

@@ -129,7 +129,7 @@ impl Copies {
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = self.path_of(number);
-        if number % PER_DIRECTORY == 0
+        if number.is_multiple_of(PER_DIRECTORY)
             && let Some(parent) = path.parent()
         {
             std::fs::create_dir(parent)?;

@@ -45,19 +45,15 @@ impl Pin for TreePin {
     fn harvest(&mut self, progress: &dyn Progress) -> Result<Harvest, Failure> {
         progress.begin(Stage::Scanning, None);
         self.harvested = true;
-        let entries = std::mem::take(&mut self.scan.entries);
+        let mut entries = std::mem::take(&mut self.scan.entries);
         let mut left_out = self.left_out.iter().copied().peekable();
-        let mut kept: Vec<Entry> = Vec::with_capacity(entries.len());
-        for (index, entry) in entries.into_iter().enumerate() {
-            if left_out.next_if_eq(&index).is_none() {
-                kept.push(entry);
-            }
-        }
-        kept.extend(way(&self.scan.resolved));
+        let mut index = 0..;
+        entries.retain(|_| index.next().is_some_and(|index| left_out.next_if_eq(&index).is_none()));
+        entries.extend(way(&self.scan.resolved));
         let problems = std::mem::take(&mut self.scan.problems);
         let problems = problems.into_iter().map(|p: Problem| p.of(&self.source)).collect();
         progress.end();
-        Ok(Harvest { entries: kept, problems, ..Harvest::default() })
+        Ok(Harvest { entries, problems, ..Harvest::default() })
     }
 
     fn release(mut self: Box<Self>) -> Result<(), Failure> {
