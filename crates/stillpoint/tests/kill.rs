@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Load, Site, below, count, rows_without_file, seed, start};
+use common::{Load, Site, below, children, count, rows_without_file, seed, start};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 /// Stall budget of the inventory plus the second that promise 1 allows.
@@ -67,8 +67,7 @@ fn a_killed_backup_holds_nobody_and_loses_nothing() {
 
 /// The watchdog of a run: a process of ours in a session of its own, started by it.
 fn watchdog_of(run: u32) -> Option<u32> {
-    let children = fs::read_to_string(format!("/proc/{run}/task/{run}/children")).ok()?;
-    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(|pid: &u32| {
+    children(run).into_iter().find(|pid| {
         fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("watchdog"))
     })
 }

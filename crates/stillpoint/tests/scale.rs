@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Site, count, make_guestbook};
+use common::{Site, children, count, make_guestbook};
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 
 /// Peak memory allowed for the largest process, in MiB.
@@ -65,8 +65,7 @@ fn tree_peak(pid: u32) -> u64 {
         .find_map(|line| line.strip_prefix("VmHWM:"))
         .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
         .unwrap_or(0);
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    children.split_whitespace().filter_map(|child| child.parse().ok()).map(tree_peak).fold(own, u64::max)
+    children(pid).into_iter().map(tree_peak).fold(own, u64::max)
 }
 
 /// Paths of regular files below `app` that a trace shows to have been opened.

@@ -267,18 +267,6 @@ impl Load {
         load
     }
 
-    /// A number that grows with every commit.
-    pub fn commits(&self) -> i64 {
-        let open = rusqlite::Connection::open(&self.database).expect("the guestbook opens");
-        open.busy_timeout(Duration::from_secs(10)).expect("a timeout");
-        open.query_row(
-            "SELECT coalesce(max(id), 0) + total_changes() + coalesce(sum(length(upload)), 0) FROM entry",
-            [],
-            |row| row.get(0),
-        )
-        .expect("the guestbook answers")
-    }
-
     /// Waits until the writers have written again, and tells how long that took.
     pub fn wait_for_progress(&self, at_most: Duration) -> Duration {
         let start = Instant::now();
@@ -304,9 +292,7 @@ impl Load {
     /// Process ids of supervisor and writers.
     pub fn processes(&self) -> Vec<u32> {
         let mut found = vec![self.supervisor.id()];
-        let children = format!("/proc/{0}/task/{0}/children", self.supervisor.id());
-        let text = fs::read_to_string(children).unwrap_or_default();
-        found.extend(text.split_whitespace().map(|pid| pid.parse::<u32>().expect("a pid")));
+        found.extend(children(self.supervisor.id()));
         found
     }
 
@@ -333,6 +319,19 @@ impl Drop for Load {
         let _ = Command::new("kill").arg("-9").arg(format!("-{}", self.supervisor.id())).status();
         let _ = self.supervisor.wait();
     }
+}
+
+/// The children of a process: field 4 of `/proc/[pid]/stat`, proc(5).
+pub fn children(parent: u32) -> Vec<u32> {
+    let pids = fs::read_dir("/proc").expect("/proc").flatten();
+    let numbers = pids.filter_map(|entry| entry.file_name().to_string_lossy().parse::<u32>().ok());
+    numbers
+        .filter(|pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let after = stat.rsplit(')').next().unwrap_or("").split_whitespace().nth(1).map(str::to_owned);
+            after.and_then(|ppid| ppid.parse().ok()) == Some(parent)
+        })
+        .collect()
 }
 
 /// The state letter of a process, proc(5).
