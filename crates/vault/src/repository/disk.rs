@@ -29,6 +29,8 @@ pub(crate) struct RealDisk;
 
 impl Disk for RealDisk {
     fn put(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        // Some copying tools leave empty directories behind, and with them those that nothing was in yet.
+        path.parent().map_or(Ok(()), |dir| durable::create_dirs(dir, DIR_MODE))?;
         durable::replace(path, content, FILE_MODE)
     }
 

@@ -39,7 +39,12 @@ struct Failing {
 }
 
 impl Failing {
-    fn step(&self, path: &Path, content: Option<&[u8]>, real: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    fn step(
+        &self,
+        path: &Path,
+        content: Option<&[u8]>,
+        real: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
         match self.left.fetch_sub(1, Ordering::SeqCst) {
             left if left > 0 => return real(),
             0 if self.end == End::Silence => real()?,

@@ -89,7 +89,11 @@ impl Place {
         let mut todo = vec![self.opening.dir.join(name)];
         while let Some(dir) = todo.pop() {
             for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
-                if entry.file_type().unwrap().is_dir() { todo.push(entry.path()) } else { found.push(entry.path()) }
+                if entry.file_type().unwrap().is_dir() {
+                    todo.push(entry.path())
+                } else {
+                    found.push(entry.path())
+                }
             }
         }
         found.sort();
@@ -98,10 +102,8 @@ impl Place {
 
     /// The regular files of a backup, read by rustic itself.
     pub fn read_back(&self, backup: &BackupId) -> BTreeMap<PathBuf, Vec<u8>> {
-        let backends = BackendOptions::default()
-            .repository(self.opening.dir.to_str().unwrap())
-            .to_backends()
-            .unwrap();
+        let backends =
+            BackendOptions::default().repository(self.opening.dir.to_str().unwrap()).to_backends().unwrap();
         let options = RepositoryOptions::default().no_cache(true);
         let repository = rustic_core::Repository::new(&options, &backends)
             .unwrap()
@@ -111,8 +113,11 @@ impl Place {
             .unwrap();
         let snapshot: SnapshotFile = repository.get_snapshot_from_str(backup.as_str(), |_| true).unwrap();
         let root = repository.node_from_snapshot_and_path(&snapshot, "").unwrap();
-        let listed: Vec<_> =
-            repository.ls(&root, &LsOptions::default().recursive(true)).unwrap().map(Result::unwrap).collect();
+        let listed: Vec<_> = repository
+            .ls(&root, &LsOptions::default().recursive(true))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
         let files = listed.into_iter().filter(|(_, node)| node.is_file());
         files
             .map(|(path, node)| {
@@ -254,7 +259,12 @@ pub fn back_up(repository: &mut Repository, root: &Path, nth: u8) -> (BackupId, 
 }
 
 /// Stores and publishes a manifest.
-pub fn store(repository: &mut Repository, manifest: Arc<Manifest>, root: &Path, nth: u8) -> (BackupId, Draft) {
+pub fn store(
+    repository: &mut Repository,
+    manifest: Arc<Manifest>,
+    root: &Path,
+    nth: u8,
+) -> (BackupId, Draft) {
     let cut = cut(nth, root);
     let draft = ok(repository.store(manifest, &cut, &Silent));
     let record = record(&cut, &draft);

@@ -1,0 +1,139 @@
+//! Samples of every persisted format, written by the first version: every later one reads them.
+//! The formats: `docs/format/{repository,journal,records,password}.md`.
+
+mod common;
+
+use std::{
+    fs,
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use common::{Memory, Place, ok};
+use model::{
+    id::CutId,
+    port::{Shelf, Silent, Store},
+    record::{BackupRecord, CutRecord},
+    undo::{Hook, Move, ProcessRef, Ticket, Undo},
+    verdict::{Stillness, Verdict},
+};
+use vault::{
+    journal::dead_runs,
+    repository::{Confirmation, Depth, Opening, Password, Repository},
+};
+
+fn sample(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)
+}
+
+/// Files as they come out of version control have modes of their own; the password's is ours to give.
+fn copied(name: &str, to: &Path) -> PathBuf {
+    let target = to.join(name);
+    fs::copy(sample(name), &target).unwrap();
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o600)).unwrap();
+    target
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), &target).unwrap();
+        }
+    }
+}
+
+fn frozen() -> Place {
+    let dir = tempfile::tempdir().unwrap();
+    let password = Password::read(&copied("password", dir.path())).unwrap();
+    let opening = Opening { dir: dir.path().join("repository"), password };
+    copy_dir(&sample("repository"), &opening.dir);
+    Place { dir, journal: Arc::<Memory>::default(), opening }
+}
+
+#[test]
+fn a_repository_of_version_1_opens_lists_checks_and_takes_more() {
+    let place = frozen();
+    let mut repository = place.repository();
+    let backups = ok(repository.backups());
+    assert_eq!(backups.len(), 2);
+    let record = backups[0].record.as_ref().unwrap();
+    assert_eq!(record.cut, CutId::new("20261120T031600Z-000001").unwrap());
+    assert_eq!((record.verdict, record.files), (Verdict::Consistent, 2));
+    let back = place.read_back(&backups[1].id);
+    assert_eq!(back[Path::new("/srv/hydro/größe")], "Grüezi 2\n".as_bytes());
+    let cut: CutRecord =
+        serde_json::from_slice(&back[Path::new("/var/lib/stillpoint/cuts/20261120T031700Z-000002.json")])
+            .unwrap();
+    assert!(matches!(cut.evidence[0].stillness, Stillness::WritersFrozen(_)));
+    let report = repository.check(Depth::ReadData, &Silent).unwrap();
+    assert!(report.is_good(), "{:?}", report.problems);
+    assert_eq!(report.backups, 2);
+    // Its files were read although their stamps were those of the first, so all are smudged.
+    assert_eq!(ok(repository.known()).len(), 0);
+    let root = place.scratch();
+    fs::write(root.join("new"), "new").unwrap();
+    common::back_up(&mut repository, &root, 9);
+    assert_eq!(ok(repository.backups()).len(), 3);
+}
+
+#[test]
+fn both_kinds_of_keys_open() {
+    let mut place = frozen();
+    assert_eq!(place.repository().keys().unwrap().len(), 2);
+    place.opening.password = Password::new("correct horse").unwrap();
+    assert!(Repository::open(&place.opening, place.journal.clone()).is_ok());
+}
+
+#[test]
+fn password_and_confirmation_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let password = Password::read(&copied("password", dir.path())).unwrap();
+    assert!(password.is_machine_made());
+    let confirmed = Confirmation::read(&sample("password.confirmed"), &password).unwrap();
+    assert_eq!(confirmed, Some("2026-11-20T03:15:00Z".parse().unwrap()));
+}
+
+#[test]
+fn records_read() {
+    let cut: CutRecord = serde_json::from_slice(&fs::read(sample("cut-record.json")).unwrap()).unwrap();
+    assert_eq!(cut.problems[0].path.as_deref(), Some(Path::new("/srv/hydro/a\nb")));
+    let backup: BackupRecord =
+        serde_json::from_slice(&fs::read(sample("backup-record.json")).unwrap()).unwrap();
+    assert_eq!(backup.cut, cut.cut);
+}
+
+#[test]
+fn a_journal_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("journal")).unwrap();
+    fs::copy(sample("journal.jsonl"), dir.path().join("journal/20261120T031500Z-4711.jsonl")).unwrap();
+    let runs = dead_runs(dir.path()).unwrap();
+    assert_eq!(runs.len(), 1);
+    assert_eq!(runs[0].problems(), []);
+    let process = ProcessRef { pid: 4711, start: 123_456 };
+    let start = Hook { run: "systemctl start exo".into(), timeout: Duration::from_secs(300) };
+    let moved = Move {
+        live: "/srv/a".into(),
+        new: Some("/srv/.stillpoint-x/new".into()),
+        old: "/srv/.stillpoint-x/old".into(),
+        had: true,
+    };
+    let odd = Path::new(std::ffi::OsStr::from_bytes(b"/srv/.stillpoint-\xff")).to_owned();
+    let lock = "/v01/backup/local/web/demo.softxs.ch/hydro/repository/locks/00";
+    let expected = [
+        (1, Undo::Continue { processes: vec![process] }),
+        (2, Undo::ThawCgroup { cgroup: "/sys/fs/cgroup/system.slice/hydro.service".into() }),
+        (3, Undo::Start { start, ends: Some(process) }),
+        (5, Undo::RemoveLock { path: lock.into() }),
+        (6, Undo::RemoveTree { path: odd }),
+        (7, Undo::SwapBack { moves: vec![moved], staging: vec!["/srv/.stillpoint-x".into()] }),
+        (8, Undo::DeleteSubvolume { path: "/srv/.stillpoint-s".into() }),
+    ];
+    assert_eq!(runs[0].open_undos(), expected.map(|(ticket, undo)| (Ticket(ticket), undo)));
+}
