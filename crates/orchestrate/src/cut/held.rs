@@ -192,7 +192,7 @@ mod tests {
         time::{Deadline, Millis},
         verdict::Stillness,
     };
-    use testkit::fakes::world::World;
+    use testkit::fakes::{hold::FakeHold, world::World};
 
     use super::Held;
 
@@ -308,6 +308,20 @@ mod tests {
         assert!(text.contains("stillpoint thaw"), "{text}");
         assert_eq!(bench.let_go(), [HoldClass::ProcessFreezer, HoldClass::FinalLock]);
         assert_eq!(released.stalls.per_hold.len(), 2);
+    }
+
+    #[test]
+    fn a_freeze_that_fails_is_measured_too() {
+        let bench = Bench::new();
+        let world = bench.world.clone();
+        let in_the_way = world.obstruct();
+        let mut lock = FakeHold::of_all(&world, world.journal.clone(), HoldClass::FinalLock);
+        let mut held = Held::nothing(&world, Duration::from_millis(100));
+        assert!(held.freeze(&mut lock).is_err());
+        drop(in_the_way);
+        let stalls = held.thaw().stalls;
+        assert!(stalls.total >= Millis(90.0), "{}", stalls.total);
+        assert_eq!(stalls.per_hold.len(), 1);
     }
 
     #[test]

@@ -92,6 +92,17 @@ fn planned_problems_count() {
 }
 
 #[test]
+fn what_the_store_could_not_read_is_missing() {
+    let run = fresh(&ALL[0], 1);
+    let path = std::path::Path::new("/srv/app/files-0/a");
+    run.vault.spoil(path);
+    let run = again(run, &ALL[0], 1, HONEST);
+    let report = run.ending.returned().unwrap().as_ref().unwrap();
+    assert_eq!(report.verdict, Verdict::Incomplete);
+    assert_eq!(report.problems[0].path.as_deref(), Some(path));
+}
+
+#[test]
 fn two_snapshots_with_writers_at_large_are_never_consistent() {
     for seed in 0..20 {
         let run = simulate(&TWO_SNAPSHOTS, seed, None, HONEST);

@@ -60,6 +60,10 @@ fn left_behind(run: &Run, wrong: &mut Vec<String>) {
             wrong.push(format!("{what} is left, and the journal does not list it"));
         }
     }
+    let release_failed = run.faults.hit().is_some_and(|call| call == "pin.release");
+    if !release_failed && !run.world.things().is_empty() {
+        wrong.push(format!("left although nothing kept it from being removed: {:?}", run.world.things()));
+    }
     // An intent that was written although writing it failed stays open, and undoing it is harmless.
     let unsure = run.faults.hit().is_some_and(|call| call.starts_with("journal"));
     let (things, held, open) = (run.world.things(), run.world.held(), run.world.journal.open());

@@ -78,6 +78,7 @@ struct State {
     drafts: BTreeMap<u64, Kept>,
     next: u64,
     garbage: u64,
+    spoiled: Option<PathBuf>,
 }
 
 /// The repository. Clones are the same repository.
@@ -104,6 +105,11 @@ impl FakeVault {
     #[must_use]
     pub fn shelf(&self) -> FakeShelf {
         FakeShelf { vault: self.clone() }
+    }
+
+    /// From now on this file cannot be read when it is stored.
+    pub fn spoil(&self, path: &Path) {
+        self.lock().spoiled = Some(path.to_owned());
     }
 
     /// The files of a backup, its cut record among them.
@@ -138,6 +144,9 @@ impl FakeStore {
 
     fn bytes(&self, entry: &Entry) -> Option<Vec<u8>> {
         let stamp = entry.meta.stamp();
+        if self.vault.lock().spoiled.as_ref() == Some(&entry.path) {
+            return None;
+        }
         match &entry.body {
             Body::Nothing => None,
             Body::Inline(bytes) => Some(bytes.clone()),
