@@ -186,7 +186,7 @@ fn unreadable_and_changing_files_are_named() {
     fs::remove_file(root.join("gone")).unwrap();
     fs::write(root.join("swapped"), noise(4, 50_000)).unwrap();
     let is_root = rustix::process::geteuid().is_root();
-    fs::set_permissions(root.join("closed"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(root.join("closed"), fs::Permissions::from_mode(0o000)).unwrap();
     let (id, draft) = store(&mut place.repository(), pinned.into(), &root, 1);
     let mut named: Vec<_> = draft
         .problems

@@ -117,7 +117,7 @@ fn restic_checks_and_restores_everything() {
     let target = place.dir.path().join("restored");
     succeed(&restic(&place, &["restore", id.as_str(), "--target", target.to_str().unwrap()]));
     assert_same(&root, &target.join(root.strip_prefix("/").unwrap()));
-    assert!(target.join(&cut(1, &root).path().strip_prefix("/").unwrap()).is_file());
+    assert!(target.join(cut(1, &root).path().strip_prefix("/").unwrap()).is_file());
     let listed = succeed(&restic(&place, &["snapshots", "--json"]));
     for word in ["zg-3.softxs.ch", "stillpoint", "app=hydro", "verdict=consistent", "2026-11-20T03:16:00"] {
         assert!(listed.contains(word), "{word} in {listed}");

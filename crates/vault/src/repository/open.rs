@@ -251,11 +251,11 @@ fn library_key(key: &SecretKey) -> Result<rustic_core::repofile::MasterKey, Repo
         .ok_or_else(|| RepositoryError::Damaged { what: "the master key has not the right form".into() })
 }
 
-/// Our choice of pack sizes: 16 MiB whatever the repository's size, as restic has it. rustic_core would
-/// let them grow with it, and hold several of them in memory.
+/// Our choice of pack sizes: 8 MiB whatever the repository's size. Half a dozen are in flight at once, and
+/// rustic_core would let them grow with the repository.
 fn config() -> Result<ConfigOptions, RepositoryError> {
     let mut options = ConfigOptions::default();
-    options.set_datapack_size = "16MiB".parse().ok();
+    options.set_datapack_size = "8MiB".parse().ok();
     options.set_datapack_growfactor = Some(0);
     options.set_treepack_size = "4MiB".parse().ok();
     options.set_treepack_growfactor = Some(0);
