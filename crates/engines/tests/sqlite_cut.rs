@@ -28,7 +28,7 @@ use os::clock::{SystemClock, deadline_in};
 use rusqlite::Connection;
 use sqlite_support::{
     Actor, BOTH, Notebook, OfNotebook, Place, as_nobody, bytes_of, can_write, checked, command, cut, freeze,
-    kill, make_ledger, ok, output, pinner, plan, restore, rows_of, run, source,
+    kill, make_ledger, ok, output, pinner, plan, restore, rows_of, run, source, wait_beyond,
 };
 use testkit::conformance;
 
@@ -86,9 +86,9 @@ fn every_pin_is_the_state_at_the_lock() {
     for journal in BOTH {
         let place = Place::with_ledger(journal);
         let mut writers: Vec<Actor> = (0..3).map(|n| Actor::writer(&place.path, 50 + 4000 * n)).collect();
-        thread::sleep(Duration::from_millis(300));
-        let mut seen = Vec::new();
+        let mut last = 0;
         for _ in 0..6 {
+            wait_beyond(&place.path, last);
             let mut lock = lock(&place.path);
             let plan = plan(&place.path, &place.staging, journal, false);
             let mut pinner = pinner(&plan, lock.holder(), None);
@@ -99,9 +99,8 @@ fn every_pin_is_the_state_at_the_lock() {
             restore(&harvest, target.path());
             assert_eq!(checked(&target.path().join("ledger.db")), state, "{journal:?}");
             ok(pin.release());
-            seen.push(state.last);
+            last = state.last;
         }
-        assert!(seen.windows(2).all(|w| w[0] < w[1]), "{journal:?}: nobody wrote between cuts: {seen:?}");
         assert!(writers.iter_mut().all(Actor::is_running), "{journal:?}: a writer failed");
         assert_eq!(place.names("staging"), Vec::<String>::new());
     }

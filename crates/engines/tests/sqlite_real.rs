@@ -15,7 +15,7 @@ use engines::sqlite::{Means, SqliteLock, probe};
 use model::port::Hold;
 use sqlite_support::{
     Actor, BOTH, Notebook, OfNotebook, Place, checked, cut, make_ledger, ok, output, pinner, plan, restore,
-    run, source,
+    run, source, wait_beyond,
 };
 
 fn main() -> ExitCode {
@@ -73,9 +73,9 @@ fn every_clone_is_the_state_at_the_lock() {
         assert_eq!((facts.reflink, facts.staging), (true, Some(staging.clone())));
         assert!(facts.extents.is_some() && facts.refusal.is_none());
         let mut writers: Vec<Actor> = (0..3).map(|n| Actor::writer(&path, 50 + 4000 * n)).collect();
-        thread::sleep(Duration::from_millis(300));
-        let mut seen = Vec::new();
+        let mut last = 0;
         for _ in 0..12 {
+            wait_beyond(&path, last);
             let mut lock = lock(&path);
             let mut pinner = pinner(&plan(&path, &staging, journal, true), lock.holder(), None);
             let (state, harvest, pin) = cut(&mut lock, &mut pinner, &path);
@@ -84,9 +84,8 @@ fn every_clone_is_the_state_at_the_lock() {
             restore(&harvest, target.path());
             assert_eq!(checked(&target.path().join("ledger.db")), state, "{journal:?}");
             ok(pin.release());
-            seen.push(state.last);
+            last = state.last;
         }
-        assert!(seen.windows(2).all(|w| w[0] < w[1]), "{journal:?}: nobody wrote between cuts: {seen:?}");
         assert!(writers.iter_mut().all(Actor::is_running), "{journal:?}: a writer failed");
         assert_eq!(fs::read_dir(&staging).expect("there").count(), 0);
     }

@@ -4,6 +4,7 @@
 //! close its database first.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use os::command::{CommandError, Helper, HelperChild};
 
 use super::{
     error::SqliteError,
-    protocol::{Reply, Request},
+    protocol::{Reply, Request, Trouble},
 };
 
 /// Starting this program again and opening a database takes milliseconds; on a machine in need, longer.
@@ -83,11 +84,16 @@ impl Child {
         let path = self.path.clone();
         match reply {
             Reply::Busy => SqliteError::Busy(path),
-            Reply::Failed { foreign: true, .. } => SqliteError::Refused {
+            Reply::Failed { kind: Trouble::Foreign, .. } => SqliteError::Refused {
                 path,
                 what: "not an SQLite database, or encrypted".into(),
                 remedy: "name the file in a directory instead, and stop its writers while it is pinned"
                     .into(),
+            },
+            Reply::Failed { kind: Trouble::Full, .. } => SqliteError::Io {
+                path,
+                what: "cannot be copied",
+                source: io::Error::from(io::ErrorKind::StorageFull),
             },
             Reply::Failed { what, .. } => {
                 SqliteError::Helper { path, what: format!("was told by SQLite: {what}"), source: None }

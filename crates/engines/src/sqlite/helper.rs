@@ -30,7 +30,7 @@ use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags, TransactionState, conf
 use super::{
     lines::{Incoming, Lines, is_ready},
     names::wal_of,
-    protocol::{Reply, Request},
+    protocol::{Reply, Request, Trouble},
     reader,
 };
 
@@ -40,7 +40,7 @@ pub const LOCK_ROLE: &str = "sqlite-lock";
 pub const READER_ROLE: &str = "sqlite-reader";
 
 /// How often a lock that somebody else has is tried again: a fraction of the stall that a cut costs.
-const RETRY: Duration = Duration::from_micros(500);
+const RETRY: Duration = Duration::from_micros(100);
 
 /// Plays [`LOCK_ROLE`] or [`READER_ROLE`] until standard input ends. Exit status 0 if it was not interrupted, 1
 /// if the main process could no longer be reached, 2 for another role or missing arguments.
@@ -216,12 +216,12 @@ pub(super) fn thaw(session: &mut Session) -> Reply {
     if session.roll_back() {
         Reply::Thawed
     } else {
-        Reply::Failed { what: "the transaction cannot be ended".into(), foreign: false }
+        Reply::Failed { what: "the transaction cannot be ended".into(), kind: Trouble::Other }
     }
 }
 
 pub(super) fn misplaced() -> Reply {
-    Reply::Failed { what: "this helper has another role".into(), foreign: false }
+    Reply::Failed { what: "this helper has another role".into(), kind: Trouble::Other }
 }
 
 pub(super) fn say(reply: &Reply) -> io::Result<()> {
@@ -237,6 +237,10 @@ pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
 }
 
 pub(super) fn failed(error: &rusqlite::Error) -> Reply {
-    let foreign = error.sqlite_error_code() == Some(ErrorCode::NotADatabase);
-    Reply::Failed { what: error.to_string(), foreign }
+    let kind = match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => Trouble::Foreign,
+        Some(ErrorCode::DiskFull) => Trouble::Full,
+        _ => Trouble::Other,
+    };
+    Reply::Failed { what: error.to_string(), kind }
 }

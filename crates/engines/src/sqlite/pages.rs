@@ -80,7 +80,6 @@ mod tests {
     #[test]
     fn copies_follow_growing_shrinking_and_scattered_writes() {
         let seed = 20_261_120;
-        println!("seed {seed}");
         let mut random = StdRng::seed_from_u64(seed);
         let dir = tempfile::tempdir().unwrap();
         let open = |name: &str| {
@@ -101,7 +100,7 @@ mod tests {
             }
             assert_eq!(update(&live, &copy, || true).unwrap().left, Bytes(0));
             let (live, copy) = (fs::read(dir.path().join("live")), fs::read(dir.path().join("copy")));
-            assert!(live.unwrap() == copy.unwrap(), "round {round}");
+            assert!(live.unwrap() == copy.unwrap(), "seed {seed}, round {round}");
             assert_eq!(update(&open("live"), &open("copy"), || true).unwrap().changed, Bytes(0));
         }
     }

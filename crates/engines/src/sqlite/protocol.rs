@@ -74,7 +74,19 @@ pub(super) enum Reply {
     Failed {
         /// What SQLite says.
         what: String,
-        /// It is not a database, or encrypted.
-        foreign: bool,
+        /// What kind of failure it is.
+        kind: Trouble,
     },
+}
+
+/// Failures that are treated differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Trouble {
+    /// It is not a database, or encrypted.
+    Foreign,
+    /// The disk is full.
+    Full,
+    /// Anything else.
+    Other,
 }

@@ -24,7 +24,7 @@ use rusqlite::{
 use super::{
     helper::{Session, failed, is_busy, misplaced, say, thaw},
     lines::is_ready,
-    protocol::{Reply, Request},
+    protocol::{Reply, Request, Trouble},
 };
 
 /// So much is copied between two looks at the pipe.
@@ -69,7 +69,7 @@ fn snapshot(session: &mut Session, give_up: Moment) -> Reply {
 fn copy(connection: &Connection, to: &Path) -> io::Result<Reply> {
     if connection.is_autocommit() {
         let what = "the read transaction has ended".to_owned();
-        return Ok(Reply::Failed { what, foreign: false });
+        return Ok(Reply::Failed { what, kind: Trouble::Other });
     }
     match copy_pages(connection, to) {
         Ok(()) => Ok(Reply::Done),

@@ -84,7 +84,8 @@ fn play(role: &str, path: &Path, argument: &str) -> ExitCode {
 
 fn open(path: &Path) -> Connection {
     let db = Connection::open(path).expect("the database opens");
-    db.busy_timeout(Duration::from_secs(20)).expect("a timeout");
+    // Longer than any queue of writers on a slow disk.
+    db.busy_timeout(Duration::from_secs(300)).expect("a timeout");
     db
 }
 
@@ -264,6 +265,15 @@ pub fn can_write(path: &Path) -> bool {
 
 pub fn live_state(path: &Path) -> Ledger {
     Ledger::from_line(output(&mut command("__read", path)).trim())
+}
+
+/// Waits until more than `last` rows are posted: the writers get on.
+pub fn wait_beyond(path: &Path, last: i64) {
+    let asked = std::time::Instant::now();
+    while live_state(path).last <= last {
+        assert!(asked.elapsed() < Duration::from_secs(120), "no writer gets on");
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// As an ordinary user, also when the tests are run by root.
