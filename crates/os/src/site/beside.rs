@@ -268,7 +268,7 @@ impl<'a> LocalBeside<'a> {
 
     fn clean_up(&self, ticket: Ticket) -> Swapped {
         let keep = matches!(self.plan.target, Target::InPlace { keep_old: true });
-        let mut swapped = Swapped { kept: Vec::new(), problems: self.set_roots() };
+        let mut swapped = Swapped::default();
         let mut left = false;
         for area in self.areas.values() {
             if keep {
@@ -282,6 +282,8 @@ impl<'a> LocalBeside<'a> {
         if !left {
             self.journal.done(ticket);
         }
+        // Last, since the removal above changes the times of a root that holds its own staging directory.
+        swapped.problems.extend(self.set_roots());
         swapped
     }
 

@@ -17,8 +17,11 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use super::attributes::{Place, Setter};
 use crate::staging::is_no_space;
 
-/// Runs of zeros are looked for in steps of this size; whole steps become holes.
+/// Runs of zeros are looked for in steps of this size.
 const STEP: usize = 64 * 1024;
+
+/// Shorter runs of zeros, at the end of a part, are written: no filesystem has smaller blocks.
+const SHORTEST_HOLE: usize = 4096;
 
 /// A file that is being written.
 pub(super) struct NewFile<'a> {
@@ -40,7 +43,7 @@ impl<'a> NewFile<'a> {
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         for step in bytes.chunks(STEP) {
-            let is_hole = step.len() == STEP && step.iter().all(|b| *b == 0);
+            let is_hole = step.len() >= SHORTEST_HOLE && step.iter().all(|b| *b == 0);
             if !is_hole {
                 self.file.write_all_at(step, self.offset)?;
             }
