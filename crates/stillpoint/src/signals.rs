@@ -43,6 +43,13 @@ impl Interrupt {
         self.0.load(Ordering::SeqCst)
     }
 
+    /// A fault after somebody asked us to stop is said to be just that; what failed for it is its cause.
+    #[must_use]
+    pub fn explains(&self, fault: Fault) -> Fault {
+        let alone = fault.failure.what == Fault::interrupted().failure.what;
+        if self.is_asked() && !alone { Fault::interrupted().because(fault.failure) } else { fault }
+    }
+
     /// Ends the command here if somebody asked.
     ///
     /// # Errors

@@ -38,7 +38,8 @@ pub struct Cli {
     pub command: Command,
 }
 
-const EXIT_STATUS: &str = "\
+/// What the exit statuses mean.
+pub const EXIT_STATUS: &str = "\
 Exit status: 0 done; 1 failed; 2 usage or configuration; 3 stored but weaker than required (of several \
 applications the worst counts); 10 no such repository; 11 locked by another run; 12 wrong password.";
 

@@ -65,7 +65,8 @@ fn one(context: &Context, run: &Run<'_>, application: &Application, args: &Backu
             notes: turn.notes,
         },
         Err(failure) => {
-            BackedUp::failed(application.name.clone(), relpath, &Fault::from(failure), turn.notes)
+            let fault = context.interrupt.explains(failure.into());
+            BackedUp::failed(application.name.clone(), relpath, &fault, turn.notes)
         }
     }
 }

@@ -8,7 +8,7 @@ use clap::CommandFactory;
 use clap_mangen::Man;
 
 use crate::{
-    cli::Cli,
+    cli::{Cli, EXIT_STATUS},
     exit::{Exit, Fault, Outcome},
 };
 
@@ -37,5 +37,6 @@ fn page() -> io::Result<Vec<u8>> {
         section.render_synopsis_section(&mut page)?;
         section.render_options_section(&mut page)?;
     }
+    writeln!(page, ".SH \"EXIT STATUS\"\n{EXIT_STATUS}")?;
     Ok(page)
 }

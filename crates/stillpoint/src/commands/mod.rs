@@ -51,7 +51,8 @@ pub fn run() -> ExitCode {
     match Interrupt::listen() {
         Ok(interrupt) => {
             let context = Context { global: cli.global, output, interrupt };
-            end(output, dispatch(&context, &cli.command))
+            let outcome = dispatch(&context, &cli.command);
+            end(output, outcome.map_err(|fault| context.interrupt.explains(fault)))
         }
         Err(error) => end(output, Err(Fault::io("signals cannot be handled", "", error))),
     }
