@@ -1,4 +1,6 @@
 //! Every write and removal of a run fails once, or is the last before the end: what is listed stays whole.
+//!
+//! Crash story: this is the test of all the others; it works in temporary directories.
 
 use std::{
     fs, io,
