@@ -114,6 +114,12 @@ pub struct RestoreArgs {
     /// Restore to where it came from; what is there is kept until the restored is in place
     #[arg(long)]
     pub in_place: bool,
+    /// Keep what was there before a restore in place, beside it
+    #[arg(long, requires = "in_place")]
+    pub keep_old: bool,
+    /// Restore in place although the backup is known to lack something, which is lost then
+    #[arg(long, requires = "in_place")]
+    pub accept_incomplete: bool,
     /// Do not ask before overwriting
     #[arg(long)]
     pub yes: bool,

@@ -39,7 +39,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Outcome {
         context.output.warn(left);
     }
     let backup = chosen(context, args, &repository.backups()?)?;
-    let request = restore::request(&run, application, backup, target, args.yes);
+    let request = restore::request(&run, application, backup, target, args.accept_incomplete);
     let done = restore::with_plan(&mut repository, &request, |plan, contents| {
         if args.dry_run {
             return Ok(Restored::Planned(Box::new(plan.clone())));
@@ -72,7 +72,7 @@ fn target(context: &Context, args: &RestoreArgs) -> Outcome<Target> {
         let what = "a restore in place overwrites, and there is no terminal to ask on";
         return Err(Fault::usage(what, "look at it with --dry-run, then add --yes"));
     }
-    Ok(Target::InPlace { keep_old: false })
+    Ok(Target::InPlace { keep_old: args.keep_old })
 }
 
 /// The backup that is meant.

@@ -23,6 +23,7 @@ pub fn count(name: &str, otherwise: u64) -> u64 {
 }
 
 /// The seed of this run, printed so that it can be replayed with `STILLPOINT_SEED`.
+#[allow(clippy::print_stdout, reason = "a seed that nobody sees cannot be replayed")]
 pub fn seed() -> u64 {
     let seed = count("STILLPOINT_SEED", u64::from(std::process::id()));
     println!("STILLPOINT_SEED={seed}");
