@@ -12,9 +12,12 @@ use model::{
     problem::Problem,
     restore::Listed,
 };
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::{
+    fs::{AtFlags, Mode, OFlags},
+    io::Errno,
+};
 
-use super::attributes::{Place, Setter};
+use super::attributes::{PERMISSIONS, Place, Setter};
 use crate::staging::is_no_space;
 
 /// Runs of zeros are looked for in steps of this size.
@@ -92,7 +95,19 @@ pub(super) struct WrittenFile<'a> {
 impl<'a> WrittenFile<'a> {
     pub fn open(place: &Place, item: &'a Listed) -> Result<Self, Failure> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat(&place.dir, &place.name, flags, Mode::empty());
+        let open = || rustix::fs::openat(&place.dir, &place.name, flags, Mode::empty());
+        let chmod =
+            |bits| rustix::fs::chmodat(&place.dir, &place.name, Mode::from_raw_mode(bits), AtFlags::empty());
+        let opened = match open() {
+            // Its own mode keeps even its owner out: it is opened for a moment, where nobody else can come.
+            Err(Errno::ACCESS) => found_mode(place).and_then(|mode| {
+                chmod(mode | 0o400)?;
+                let opened = open();
+                chmod(mode)?;
+                opened
+            }),
+            opened => opened,
+        };
         let file = File::from(opened.map_err(|e| cannot("read back", &item.path, e.into()))?);
         // So that the disk is asked, not memory; a filesystem that cannot do it is compared all the same.
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
@@ -112,6 +127,11 @@ impl Comparing for WrittenFile<'_> {
             Err(error) => Err(cannot("read back", &self.item.path, error)),
         }
     }
+}
+
+fn found_mode(place: &Place) -> rustix::io::Result<u32> {
+    let found = rustix::fs::statat(&place.dir, &place.name, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(found.st_mode & PERMISSIONS)
 }
 
 /// A failure to do this to a file.

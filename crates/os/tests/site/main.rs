@@ -444,7 +444,7 @@ impl Journal for PaperJournal {
 #[test]
 fn killed_anywhere_and_undone_it_is_the_old_state_or_the_new() {
     let (mut old, mut new) = (0, 0);
-    for round in 0..24_u64 {
+    for round in 0..16_u64 {
         let changed = changed(100 + round);
         let before = changed.now();
         let plan = plan(&changed.request(IN_PLACE), &changed.backup, &LocalSite).unwrap();
