@@ -17,12 +17,15 @@ pub struct Work {
     pub parted: Vec<usize>,
 }
 
+/// By the directory beside which it is written: the first name of one inode.
+type Written<'a> = HashMap<&'a Path, (usize, usize)>;
+
 /// Finds out what is to be written. Two names are one file if the backup gives them the same device and inode
 /// and they are written beside the same directory.
 #[must_use]
 pub fn work(plan: &RestorePlan, listing: &Listing) -> Work {
     let mut work = Work::default();
-    let mut first: HashMap<(u64, u64), HashMap<&Path, (usize, usize)>> = HashMap::new();
+    let mut first: HashMap<(u64, u64), Written<'_>> = HashMap::new();
     for (index, part) in plan.parts.iter().enumerate() {
         for item in listing.below(&part.from) {
             let entry = &listing.entries()[item];

@@ -248,7 +248,7 @@ impl<'a> LocalBeside<'a> {
         let mut problems = Vec::new();
         for part in self.plan.parts.iter().filter(|p| matches!(p.exchange, Exchange::Children(_))) {
             let Some(item) = self.listing.find(&part.from) else { continue };
-            let opened = File::open("/").map_err(io::Error::from).and_then(|root| {
+            let opened = File::open("/").and_then(|root| {
                 let below = part.to.strip_prefix("/").unwrap_or(&part.to);
                 Place::below(&OwnedFd::from(root), below)
             });

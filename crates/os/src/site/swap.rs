@@ -114,10 +114,10 @@ pub(super) fn take_back(moves: &[Move], rename: &mut Rename<'_>) -> Result<(), S
                 change(&one.live, &free_name(one, aside))?;
             }
             change(&one.old, &one.live)?;
-        } else if let Some(new) = one.new.as_ref().filter(|new| !exists(new)) {
-            if exists(&one.live) {
-                change(&one.live, new)?;
-            }
+        } else if let Some(new) = one.new.as_ref().filter(|new| !exists(new))
+            && exists(&one.live)
+        {
+            change(&one.live, new)?;
         }
     }
     sync(moves)

@@ -1,6 +1,8 @@
 //! Restores on this machine's filesystem, as an ordinary user: what comes back is what was there, or nothing
 //! was touched.
 
+#![allow(clippy::print_stdout, reason = "seeds and plans are shown when a test fails")]
+
 mod trees;
 
 use std::{
