@@ -232,3 +232,24 @@ fn part_unequal(found: &mut [(Listed, Vec<DataId>)], problems: &mut Vec<Problem>
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{ffi::OsStr, path::Path};
+
+    use model::port::FailureKind;
+    use rustic_core::repofile::{Metadata, Node, NodeType};
+
+    use super::plain_child;
+
+    #[test]
+    fn no_name_leads_out_of_its_directory() {
+        for name in ["", ".", "..", "a/b", "/etc/passwd", "../x", "x\0"] {
+            let node = Node::new_node(OsStr::new(name), NodeType::File, Metadata::default());
+            let failure = plain_child(Path::new("/srv"), &node).unwrap_err();
+            assert_eq!(failure.kind, FailureKind::Refused, "{name:?}");
+        }
+        let node = Node::new_node(OsStr::new("..."), NodeType::File, Metadata::default());
+        assert_eq!(plain_child(Path::new("/srv"), &node).unwrap(), Path::new("/srv/..."));
+    }
+}
