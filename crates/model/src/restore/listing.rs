@@ -140,3 +140,55 @@ fn hostile(path: &Path, what: &str) -> Failure {
         "check the repository, and restore another backup",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use jiff::Timestamp;
+
+    use super::{Kind, Listed, Listing, Meta};
+    use crate::size::Bytes;
+
+    fn entry(path: &str, kind: Kind) -> Listed {
+        let time = Timestamp::UNIX_EPOCH;
+        let meta = Meta {
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            size: Bytes(5000),
+            mtime: time,
+            atime: time,
+            ctime: time,
+            inode: 7,
+            device: 1,
+            links: 2,
+            xattrs: vec![],
+        };
+        Listed { path: PathBuf::from(path), kind, meta }
+    }
+
+    #[test]
+    fn no_path_leads_out_of_the_target() {
+        for path in ["", "/", "a", "/a/../b", "/a/..", "/a/./b", "/a/.", "/a//b", "/a/", "/a\0b", ".."] {
+            assert!(Listing::new(vec![entry(path, Kind::File)], vec![]).is_err(), "{path:?}");
+        }
+        assert!(Listing::new(vec![entry("/a/...", Kind::File)], vec![]).is_ok());
+    }
+
+    #[test]
+    fn nothing_lies_below_a_link_and_nothing_is_there_twice() {
+        let link = || entry("/a", Kind::Symlink("/etc".into()));
+        assert!(Listing::new(vec![link(), entry("/a/passwd", Kind::File)], vec![]).is_err());
+        assert!(Listing::new(vec![link(), entry("/a", Kind::Dir)], vec![]).is_err());
+        assert!(Listing::new(vec![entry("/b", Kind::Dir), entry("/a", Kind::Dir)], vec![]).is_err());
+    }
+
+    #[test]
+    fn hard_links_weigh_once() {
+        let entries = vec![entry("/a", Kind::Dir), entry("/a/x", Kind::File), entry("/a/y", Kind::File)];
+        let weight = Listing::new(entries, vec![]).unwrap().weigh("/a".as_ref());
+        assert_eq!((weight.entries, weight.files, weight.bytes), (3, 2, Bytes(10_000)));
+        assert_eq!(weight.disk, Bytes(4096 + 8192));
+    }
+}
