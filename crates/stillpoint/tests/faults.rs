@@ -147,6 +147,7 @@ fn a_read_error_in_the_middle_of_a_file_is_named() {
         file.seek(SeekFrom::Start(700_000)).expect("a place");
         file.write_all(mark).expect("written");
         file.sync_all().expect("synced");
+        drop(file);
         fs::write(at.join("data/sound.bin"), "sound").expect("a file");
         run("umount", &[&at.display().to_string()]);
     }

@@ -30,8 +30,9 @@ pub fn run(context: &Context, args: &BackupArgs) -> Outcome {
     if args.dry_run {
         let plans = plan::plans(context, &run, &applications)?;
         run.end()?;
+        let refused = plans.applications.iter().any(|planned| planned.plan.refused.is_some());
         context.output.result(&plans);
-        return Ok(Exit::Done);
+        return Ok(if refused { Exit::Failed } else { Exit::Done });
     }
     let mut report = Backups { applications: Vec::new() };
     for application in applications {

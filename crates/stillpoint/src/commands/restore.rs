@@ -34,7 +34,8 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Outcome {
     let password = password::read(&inventory)?;
     let run = Run::begin(context, &inventory, &password)?;
     let mut repository = run.open(application)?;
-    let _lock = RunLock::take(&inventory.state(), &application.relpath)?;
+    // Only in place is the application touched; to a directory a backup may run beside us.
+    let lock = args.in_place.then(|| RunLock::take(&inventory.state(), &application.relpath)).transpose()?;
     for left in run.sweep()?.left {
         context.output.warn(left);
     }
@@ -52,6 +53,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Outcome {
         Ok(Restored::Done(Box::new(report)))
     });
     drop(repository);
+    drop(lock);
     let ended = run.end();
     let restored = done?;
     ended?;

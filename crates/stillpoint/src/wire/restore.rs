@@ -1,8 +1,8 @@
 //! A restore, from the request to the report: the path of `restore`, and of `demo`, which restores every
 //! cut.
 //!
-//! Crash story: see `orchestrate::restore`. The application's run lock is held from the plan to the end, so
-//! no backup looks at a half-restored application.
+//! Crash story: see `orchestrate::restore`. For a restore in place the command holds the application's run
+//! lock from the plan to the end, so no backup looks at a half-restored application.
 
 use std::path::PathBuf;
 

@@ -90,7 +90,7 @@ impl Site {
     /// Writes inventory and password, and makes the repository.
     pub fn init(&self, application: &str) {
         let text = format!(
-            "server = \"testhost\"\npartition = \"{}\"\npassword_file = \"{}\"\n\n[defaults]\nstall_budget = \"2s\"\n\n\
+            "server = \"testhost\"\npartition = \"{}\"\npassword_file = \"{}\"\n\n[defaults]\nstall_budget = \"2s\"\nkeep = {{ last = 100000 }}\n\n\
              [[application]]\nname = \"guestbook\"\nrelpath = \"test/guestbook\"\n{application}",
             self.partition().display(),
             self.password_file().display()
@@ -140,7 +140,8 @@ impl Site {
         ids(&listed.json())
     }
 
-    /// Names of pins, snapshots and staging directories anywhere below the site.
+    /// Names of pins, snapshots and staging directories anywhere below the site. Not unfinished files of the
+    /// repository, which `prune` removes.
     pub fn leftovers(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         find_leftovers(&self.root, &mut found);
@@ -173,7 +174,8 @@ fn collect(value: &Value, found: &mut Vec<String>) {
 fn find_leftovers(dir: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(".stillpoint-") {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(".stillpoint-") && !name.starts_with(".stillpoint-tmp-") {
             found.push(entry.path());
         } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             find_leftovers(&entry.path(), found);
