@@ -1,3 +1,7 @@
+//! Commands against real shells.
+//!
+//! Crash story: tests; every child is ended by its guard or by its own timeout.
+
 use std::{fs, time::Duration};
 
 use model::undo::{Hook, ProcessRef};

@@ -7,8 +7,9 @@
 //!
 //! ```no_run
 //! # use testkit::conformance::hold::{suite, Bench};
-//! # fn my_bench() -> Box<dyn Bench> { unimplemented!() }
-//! suite(my_bench);
+//! fn pass(my_bench: fn() -> Box<dyn Bench>) {
+//!     suite(my_bench);
+//! }
 //! ```
 //!
 //! Crash story: a failed case panics; its bench removes what it made when it is dropped.
