@@ -1,5 +1,6 @@
 //! What goes wrong in real life: each fault gives its exit status, its verdict and a message that names the
 //! thing and the remedy, and nothing that was stored before is lost. Needs root, restic, and loop devices.
+#![allow(clippy::print_stdout, reason = "figures and seeds are for whoever reads the test's output")]
 
 mod common;
 

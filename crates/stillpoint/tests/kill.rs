@@ -1,5 +1,6 @@
 //! `kill -9` at random moments of a backup under load (promises 1 and 3). `STILLPOINT_KILLS` and
 //! `STILLPOINT_DOUBLE_KILLS` say how often; `scripts/prove` runs the full counts.
+#![allow(clippy::print_stdout, reason = "figures and seeds are for whoever reads the test's output")]
 
 mod common;
 

@@ -1,6 +1,7 @@
 //! Many small files and one large one: memory stays bounded, and unchanged files are not opened again.
 //! `STILLPOINT_FILES` and `STILLPOINT_LARGE_MIB` say how many and how large; `scripts/prove` runs the full
 //! counts (100,000 files of 1.1 GB in all, and 2 GiB). Needs strace.
+#![allow(clippy::print_stdout, reason = "figures and seeds are for whoever reads the test's output")]
 
 mod common;
 

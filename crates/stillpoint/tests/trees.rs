@@ -1,5 +1,6 @@
 //! Trees that no one here made: backed up, restored by plain restic and by ourselves, and compared byte for
 //! byte and attribute for attribute. Needs root and restic.
+#![allow(clippy::print_stdout, reason = "figures and seeds are for whoever reads the test's output")]
 
 mod common;
 
