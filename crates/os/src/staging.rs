@@ -6,8 +6,13 @@
 //! any other name, so a damaged journal cannot make it remove a tree that is not ours.
 
 use std::{
+    ffi::OsString,
     fmt::Write,
     io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStringExt,
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -17,7 +22,10 @@ use model::{
     port::{Failure, FailureKind, Journal},
     undo::{Ticket, Undo},
 };
-use rustix::{fs::Mode, rand::GetRandomFlags};
+use rustix::{
+    fs::{CWD, Dir, FileType, Mode, OFlags, openat},
+    rand::GetRandomFlags,
+};
 
 /// How the names of all staging directories and snapshots of ours begin.
 pub const PREFIX: &str = ".stillpoint-";
@@ -136,7 +144,8 @@ pub fn is_ours(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()))
 }
 
-/// Removes a staging directory with all it holds; done if it is gone. Never follows a symbolic link.
+/// Removes a staging directory with all it holds, directories closed to their owner included; done if it is
+/// gone. Never follows a symbolic link.
 ///
 /// # Errors
 /// [`StagingError::NotOurs`] if its name does not begin with [`PREFIX`], or what the filesystem says.
@@ -144,11 +153,46 @@ pub fn remove(path: &Path) -> Result<(), StagingError> {
     if !is_ours(path) {
         return Err(StagingError::NotOurs(path.to_owned()));
     }
-    match std::fs::remove_dir_all(path) {
+    let mut removed = std::fs::remove_dir_all(path);
+    if removed.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied) {
+        open_up(CWD, path);
+        removed = std::fs::remove_dir_all(path);
+    }
+    match removed {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(StagingError::Remove(path.to_owned(), error)),
     }
+}
+
+/// Lets the owner of a tree enter and empty every directory in it. What cannot be opened up is left to the
+/// removal to report. One descriptor a level is open, and no path but the first is followed.
+fn open_up(above: BorrowedFd<'_>, name: &Path) {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(dir) = openat(above, name, flags, Mode::empty()) else { return };
+    // A descriptor that only names a directory can be had without any permission, but changes its mode only
+    // by way of /proc, proc(5).
+    let _ = rustix::fs::chmod(format!("/proc/self/fd/{}", dir.as_raw_fd()), Mode::RWXU);
+    for inner in directories(&dir).unwrap_or_default() {
+        open_up(dir.as_fd(), &inner);
+    }
+}
+
+fn directories(dir: &OwnedFd) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let readable = openat(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    for entry in Dir::new(readable)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        // Some filesystems do not tell the kind here; what is no directory is then not opened as one.
+        if matches!(entry.file_type(), FileType::Directory | FileType::Unknown)
+            && name != b"."
+            && name != b".."
+        {
+            found.push(OsString::from_vec(name.to_vec()).into());
+        }
+    }
+    Ok(found)
 }
 
 /// 16 random hexadecimal digits.
@@ -171,7 +215,8 @@ pub(crate) fn random_hex() -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use std::{
-        fs,
+        fs::{self, Permissions},
+        os::unix::fs::PermissionsExt,
         path::Path,
         sync::{Arc, Mutex},
     };
@@ -268,5 +313,24 @@ mod tests {
         std::os::unix::fs::symlink(&other, &link).unwrap();
         remove(&link).unwrap();
         assert!(other.join("f").exists());
+    }
+
+    #[test]
+    fn closed_directories_are_removed_and_nothing_outside_is_opened_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = dir.path().join("data");
+        fs::create_dir(&other).unwrap();
+        fs::set_permissions(&other, Permissions::from_mode(0o555)).unwrap();
+        let ours = dir.path().join(".stillpoint-x");
+        let closed = ours.join("a").join("b");
+        fs::create_dir_all(closed.join("c")).unwrap();
+        fs::write(closed.join("c/f"), b"x").unwrap();
+        std::os::unix::fs::symlink(&other, closed.join("link")).unwrap();
+        for (path, mode) in [("a/b/c", 0o500), ("a/b", 0o000), ("a", 0o111)] {
+            fs::set_permissions(ours.join(path), Permissions::from_mode(mode)).unwrap();
+        }
+        remove(&ours).unwrap();
+        assert!(!ours.exists());
+        assert_eq!(fs::metadata(&other).unwrap().permissions().mode() & 0o777, 0o555);
     }
 }

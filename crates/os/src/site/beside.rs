@@ -88,7 +88,7 @@ impl<'a> LocalBeside<'a> {
         match made {
             Ok(dir) => Ok(Area { path, dir, ticket: Some(ticket) }),
             Err(error) => {
-                if swap::remove_tree(&path).is_ok() {
+                if staging::remove(&path).is_ok() {
                     self.journal.done(ticket);
                 }
                 Err(fail(error))
@@ -291,7 +291,7 @@ impl<'a> LocalBeside<'a> {
         let mut first = None;
         for area in self.areas.values_mut() {
             let Some(ticket) = area.ticket else { continue };
-            match swap::remove_tree(&area.path) {
+            match staging::remove(&area.path) {
                 Ok(()) => {
                     area.ticket = None;
                     self.journal.done(ticket);

@@ -150,29 +150,7 @@ pub(super) fn remove(dir: &Path) -> Result<(), SwapError> {
             source,
         })?;
     }
-    remove_tree(&done)
-}
-
-/// Removes a staging directory with everything in it, directories closed to this user included.
-pub(super) fn remove_tree(dir: &Path) -> Result<(), SwapError> {
-    if staging::remove(dir).is_ok() {
-        return Ok(());
-    }
-    if staging::is_ours(dir) {
-        open_up(dir);
-    }
-    Ok(staging::remove(dir)?)
-}
-
-/// Makes every directory in a tree of ours removable for its owner; what cannot be is left to the removal to
-/// report.
-fn open_up(dir: &Path) {
-    let mut todo = vec![dir.to_owned()];
-    while let Some(dir) = todo.pop() {
-        let _ = std::fs::set_permissions(&dir, Permissions::from_mode(0o700));
-        let Ok(entries) = std::fs::read_dir(&dir) else { continue };
-        todo.extend(entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
-    }
+    Ok(staging::remove(&done)?)
 }
 
 /// Whether there is anything by this name; a dangling symbolic link is something.
