@@ -66,6 +66,30 @@ fn a_killed_backup_holds_nobody_and_loses_nothing() {
     assert_eq!(rows_without_file(&below(&to, &site.app())), Vec::<String>::new());
 }
 
+/// Random moments seldom meet the few milliseconds in which writers are held, so here they are waited for.
+#[test]
+fn a_backup_killed_while_it_holds_the_writers_lets_them_go() {
+    let (site, load, _) = prepared();
+    let mut met = 0;
+    for _ in 0..count("STILLPOINT_HELD_KILLS", 10) {
+        let mut run = start(site.command(["backup"]));
+        while load.held().is_empty() && run.try_wait().expect("a child").is_none() {}
+        met += u32::from(run.try_wait().expect("a child").is_none());
+        if run.try_wait().expect("a child").is_none() {
+            kill(run.id());
+        }
+        run.wait().expect("a child");
+        load.wait_for_progress(RELEASED_WITHIN);
+        assert_eq!(load.held(), []);
+    }
+    println!("{met} kills met a held writer");
+    assert!(met > 0, "no kill met a held writer: this test proves nothing");
+    thread::sleep(Duration::from_secs(2));
+    site.restic(["check", "--read-data"]).expect_status(0);
+    site.run(["backup"]).expect_status(0);
+    assert_eq!(site.leftovers(), Vec::<std::path::PathBuf>::new());
+}
+
 /// The watchdog of a run: a process of ours in a session of its own, started by it.
 fn watchdog_of(run: u32) -> Option<u32> {
     children(run).into_iter().find(|pid| {
