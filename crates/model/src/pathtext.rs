@@ -110,6 +110,34 @@ pub mod option {
     }
 }
 
+/// The same for several paths.
+pub mod list {
+    use std::path::PathBuf;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    /// Serde: the paths as a list of texts.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(paths.iter().map(|path| super::show(path)))
+    }
+
+    /// Serde: the paths.
+    ///
+    /// # Errors
+    /// Those of the deserializer, and a text that is no path.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+        Vec::<String>::deserialize(deserializer)?
+            .iter()
+            .map(|text| {
+                super::parse(text).ok_or_else(|| D::Error::custom(format!("{text:?} is not an escaped path")))
+            })
+            .collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};

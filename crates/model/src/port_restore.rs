@@ -111,7 +111,7 @@ pub trait Beside: Sync {
     ///
     /// # Errors
     /// What failed, and whether the old state could be brought back.
-    fn swap(self: Box<Self>) -> Result<Swapped, Failure>;
+    fn swap(self: Box<Self>) -> Result<Swapped, NotSwapped>;
     /// Puts an incomplete tree of `--to` beside its place, under a name that says so, and returns the name.
     ///
     /// # Errors
@@ -145,6 +145,23 @@ pub trait Comparing {
     /// # Errors
     /// If they cannot be read.
     fn is_next(&mut self, bytes: &[u8]) -> Result<bool, Failure>;
+}
+
+/// Why what was written was not put in place.
+#[derive(Debug)]
+pub struct NotSwapped {
+    /// What failed.
+    pub failure: Failure,
+    /// Some names are new and some are old, and the journal still says how to bring the old back: until then
+    /// nobody should be started on it. Otherwise everything is as it was.
+    pub is_mixed: bool,
+}
+
+impl From<Failure> for NotSwapped {
+    /// Everything is as it was.
+    fn from(failure: Failure) -> Self {
+        Self { failure, is_mixed: false }
+    }
 }
 
 /// After the point of no return.

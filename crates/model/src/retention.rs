@@ -7,6 +7,7 @@
 //! - **good**: made by us, holding files, complete, and of a likely size, or accepted by a person. Only good
 //!   ones fill the hours, days and counts of [`Keep`]. The newest good one stays whatever the rules say, and
 //!   so does the newest one with the verdict `consistent`.
+//!   One with a label, taken by a person for a reason, stays for [`LABELS_STAY`] besides.
 //! - **suspicious** (promise 6): incomplete, without files, or found too small by [`looks_wrong`] when it was
 //!   made. It fills nothing, so it never causes a good one to be removed. It stays until a person accepts it
 //!   (then it is good), or until [`SUSPECTS_OUTNUMBERED`] good ones were received after it and
@@ -35,6 +36,8 @@ use crate::{
 pub const SUSPECTS_OUTNUMBERED: usize = 7;
 /// How long a suspicious backup stays at least.
 pub const SUSPECTS_STAY: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// How long a good backup with a label stays at least.
+pub const LABELS_STAY: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// With how many good backups before it a new one is compared.
 pub const COMPARED_WITH: usize = 7;
 /// A backup received later than now by more than this is of the future: two machines' clocks may differ.
@@ -161,7 +164,7 @@ pub fn plan(backups: &[StoredBackup], keep: &Keep, now: Timestamp) -> RetentionP
     for &backup in ordered.iter().rev() {
         let decision = if counting(backup) {
             newer_good += 1;
-            rules.reasons(backup)
+            rules.reasons(backup, now)
         } else {
             alarms.extend(alarm(backup));
             set_aside(backup, newer_good, now)
@@ -221,6 +224,13 @@ fn alarm(backup: &StoredBackup) -> Option<Alarm> {
     Some(Alarm { backup: Some(backup.id.clone()), what, remedy })
 }
 
+/// That a label keeps a backup.
+fn label(backup: &StoredBackup, now: Timestamp) -> Option<String> {
+    let label = backup.record.as_ref()?.label.as_ref()?;
+    let is_young = now.duration_since(backup.received) < LABELS_STAY;
+    is_young.then(|| format!("labelled {label:?}, less than {} days old", LABELS_STAY.as_hours() / 24))
+}
+
 /// The rules of a [`Keep`], walked from the newest good backup to the oldest.
 struct Rules {
     last: u32,
@@ -252,8 +262,8 @@ impl Rules {
     }
 
     /// Whether this good backup, older than all asked about before, stays.
-    fn reasons(&mut self, backup: &StoredBackup) -> Decision {
-        let mut reasons = Vec::new();
+    fn reasons(&mut self, backup: &StoredBackup, now: Timestamp) -> Decision {
+        let mut reasons: Vec<String> = label(backup, now).into_iter().collect();
         if self.left > 0 {
             self.left -= 1;
             reasons.push(format!("one of the last {}", self.last));

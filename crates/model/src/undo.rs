@@ -70,6 +70,15 @@ pub enum Undo {
         #[serde(with = "pathtext")]
         path: PathBuf,
     },
+    /// Bring back what an unfinished in-place restore moved aside, then remove what it had written beside.
+    /// Without moves the restore was past its point of no return and only the old state is removed.
+    SwapBack {
+        /// In the order in which they were to be made; undone in reverse.
+        moves: Vec<Move>,
+        /// The staging directories; their names begin with `.stillpoint-`, anything else is refused.
+        #[serde(with = "pathtext::list")]
+        staging: Vec<PathBuf>,
+    },
     /// Delete a btrfs snapshot that we made.
     DeleteSubvolume {
         /// The snapshot; its name begins with `.stillpoint-`, anything else is refused.
@@ -89,9 +98,28 @@ impl Undo {
             | Self::Start { .. }
             | Self::End { .. }
             | Self::RemoveLock { .. } => true,
+            // An application that is started again must find the old state or the new one, never a mix.
+            Self::SwapBack { moves, .. } => !moves.is_empty(),
             Self::RemoveTree { .. } | Self::DeleteSubvolume { .. } => false,
         }
     }
+}
+
+/// One name that a restore replaces: `live` is renamed to `old`, then `new` to `live`. Which of the two was
+/// done is seen from which names exist, so nothing has to be written between them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    /// The name that is replaced.
+    #[serde(with = "pathtext")]
+    pub live: PathBuf,
+    /// Where the restored object was written, in a staging directory; nothing if `live` shall be gone.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "pathtext::option")]
+    pub new: Option<PathBuf>,
+    /// Where what was there is kept, in the same staging directory.
+    #[serde(with = "pathtext")]
+    pub old: PathBuf,
+    /// Whether anything was there; if not, undoing takes `live` away and puts nothing in its place.
+    pub had: bool,
 }
 
 /// Names an undo within its run, for crossing it off.

@@ -191,7 +191,7 @@ pub struct Keep {
 
 impl Default for Keep {
     fn default() -> Self {
-        Self { last: 1, hourly: 168, daily: 30, weekly: 8, monthly: 0, yearly: 0 }
+        Self { last: 7, hourly: 168, daily: 30, weekly: 8, monthly: 0, yearly: 0 }
     }
 }
 

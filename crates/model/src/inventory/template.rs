@@ -38,7 +38,7 @@ const DEFAULTS: &str = r#"
 schedule = "nightly"                  # hourly, nightly, weekly, or cron: "15 3 * * *"
 stall_budget = "2s"                   # a cut is given up before it holds writers back for longer
 require = "consistent"                # a weaker backup is exit status 3; or "per-source", "incomplete"
-keep = { last = 1, hourly = 168, daily = 30, weekly = 8 }   # also monthly, yearly
+keep = { last = 7, hourly = 168, daily = 30, weekly = 8 }   # also monthly, yearly
 "#;
 
 const EXAMPLE: &str = r#"

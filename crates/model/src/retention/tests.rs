@@ -71,6 +71,21 @@ fn reasons(plan: &RetentionPlan, number: usize) -> Vec<String> {
 }
 
 #[test]
+fn a_label_keeps_a_backup_for_a_month() {
+    let labelled = |number, hours| {
+        let mut backup = ago(number, hours);
+        if let Some(record) = &mut backup.record {
+            record.label = Some("before the upgrade".to_owned());
+        }
+        backup
+    };
+    let all = [labelled(1, 31 * 24), labelled(2, 29 * 24), ago(3, 28 * 24), ago(4, 1)];
+    let plan = plan(&all, &Keep { last: 1, ..NONE }, now());
+    assert_eq!(plan.keep.iter().map(|kept| &kept.id).collect::<Vec<_>>(), [&all[1].id, &all[3].id]);
+    assert!(reasons(&plan, 2).contains(&"labelled \"before the upgrade\", less than 30 days old".to_owned()));
+}
+
+#[test]
 fn the_newest_of_each_day_stays_and_the_reason_says_so() {
     // 12:00, 09:00 and 06:00 of the 20th, 09:00 of the 19th, 09:00 of the 18th.
     let backups = [ago(5, 0), ago(4, 3), ago(3, 6), ago(2, 27), ago(1, 51)];
