@@ -100,7 +100,7 @@ fn memory_is_bounded_and_unchanged_files_are_not_opened() {
 
     let trace = site.root().join("trace");
     let mut traced = Command::new("strace");
-    traced.args(["-f", "-y", "-e", "trace=open,openat,openat2", "-o"]).arg(&trace);
+    traced.args(["-f", "--seccomp-bpf", "-y", "-e", "trace=open,openat,openat2", "-o"]).arg(&trace);
     traced.arg(env!("CARGO_BIN_EXE_stillpoint")).arg("--config").arg(site.config()).arg("backup");
     assert!(traced.status().expect("strace is installed").success());
     let opened = opened(&trace, &site.app());
