@@ -315,3 +315,6 @@ pub fn sidecars(database: &Path) -> [PathBuf; 3] {
 fn refused(what: impl Into<String>, remedy: impl Into<String>) -> Failure {
     Failure::new(FailureKind::Refused, what, remedy)
 }
+
+#[cfg(test)]
+mod tests;
