@@ -18,7 +18,7 @@ use std::{
 
 use model::{
     port::{Clock, Failure, FailureKind, Frozen, Hold, Journal, Progress, Stage},
-    port_restore::{Beside, Contents, Site, Swapped},
+    port_restore::{Beside, Contents, NotSwapped, Site, Swapped},
     problem::{Effect, Problem},
     restore::{
         Request, RestorePlan, RestoreReport, Target, Work, databases, places, sidecars, still_open, work,
@@ -256,7 +256,17 @@ fn swap(
         frozen = Some(hook.freeze(model::time::Deadline(job.clock.moment().after(STOPPED)))?);
     }
     let swapped = swap_held(plan, job, frozen.as_deref_mut(), beside);
-    let Some(frozen) = frozen else { return swapped };
+    let Some(frozen) = frozen else { return swapped.map_err(|not| not.failure) };
+    let swapped = match swapped {
+        Err(NotSwapped { failure, is_mixed: true }) => {
+            // Neither thawed nor dropped, which would start it on a mix: whoever undoes the journal brings the
+            // old state back first and starts it then.
+            std::mem::forget(frozen);
+            let what = format!("{}; the application stays stopped", failure.what);
+            return Err(Failure { what, ..failure });
+        }
+        swapped => swapped.map_err(|not| not.failure),
+    };
     match (swapped, frozen.thaw()) {
         (swapped, Ok(())) => swapped,
         (Ok(_), Err(failure)) => Err(Failure::new(
@@ -278,7 +288,7 @@ fn swap_held(
     job: &Job<'_>,
     frozen: Option<&mut (dyn Frozen + 'static)>,
     beside: Box<dyn Beside + '_>,
-) -> Result<Swapped, Failure> {
+) -> Result<Swapped, NotSwapped> {
     refuse_open(plan, job.site)?;
     if let Some(frozen) = frozen {
         frozen.prove()?;

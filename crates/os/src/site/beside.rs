@@ -16,7 +16,7 @@ use model::{
     entry::Kind,
     pathtext,
     port::{Failure, FailureKind, Journal},
-    port_restore::{Beside, Comparing, Swapped, Writing},
+    port_restore::{Beside, Comparing, NotSwapped, Swapped, Writing},
     problem::Problem,
     restore::{Exchange, Listed, Listing, Part, RestorePlan, Target, Work, work},
     undo::{Move, Ticket, Undo},
@@ -25,7 +25,7 @@ use rustix::fs::{AtFlags, FileType, Mode};
 
 use super::{
     attributes::{Place, Setter, forget_inherited},
-    swap::{self, exists},
+    swap::{self, SwapError, exists},
     verify,
     write::{NewFile, WrittenFile, cannot},
 };
@@ -199,47 +199,51 @@ impl<'a> LocalBeside<'a> {
     }
 
     /// Renames everything, or nothing. The ticket is that of the old state, still to be removed.
-    fn exchange(&mut self) -> Result<Ticket, Failure> {
+    fn exchange(&mut self) -> Result<Ticket, NotSwapped> {
         let moves = self.moves()?;
         let staging = self.staging();
-        let ticket =
-            self.journal.intend(Undo::SwapBack { moves: moves.clone(), staging: staging.clone() }, None)?;
+        let back = |moves| Undo::SwapBack { moves, staging: staging.clone() };
+        let ticket = self.journal.intend(back(moves.clone()), None)?;
         // From here on the staging directories hold what must not be lost: only the new undo may remove them.
+        // Crossing off need not reach the disk by itself, but does so with the amendment after it.
         for area in self.areas.values_mut() {
             if let Some(ticket) = area.ticket.take() {
                 self.journal.done(ticket);
             }
         }
-        let swapped = swap::make(&moves, &mut swap::rename_new)
-            .and_then(|()| swap::sync(&moves))
-            .map_err(Failure::from)
-            .and_then(|()| {
-                self.journal.amend(
-                    ticket,
-                    Undo::SwapBack { moves: Vec::new(), staging: staging.clone() },
-                    None,
-                )
-            });
+        let swapped = (|| {
+            self.journal.amend(ticket, back(moves.clone()), None)?;
+            swap::make(&moves, &mut swap::rename_new)?;
+            swap::sync(&moves)?;
+            self.journal.amend(ticket, back(Vec::new()), None)
+        })();
         let Err(failure) = swapped else { return Ok(ticket) };
+        let kind = failure.kind;
         match swap::swap_back(&moves, &staging) {
             Ok(()) => {
                 self.journal.done(ticket);
-                Err(Failure::new(
-                    failure.kind,
-                    "what was restored could not be put in place; everything is as it was before",
-                    failure.remedy.clone(),
-                )
-                .because(failure))
+                let what = "what was restored could not be put in place; everything is as it was before";
+                Err(Failure::new(kind, what, failure.remedy.clone()).because(failure).into())
             }
-            Err(error) => Err(Failure::new(
-                FailureKind::Other,
-                format!(
+            // The names are back; only what was written beside is left.
+            Err(SwapError::Remove(error)) => {
+                let what = format!(
+                    "what was restored could not be put in place ({}); everything is as it was before, but \
+                     what was written is left",
+                    failure.in_full()
+                );
+                Err(Failure::new(kind, what, "run `stillpoint thaw` to remove it").because(error).into())
+            }
+            Err(error) => {
+                let what = format!(
                     "what was restored could not be put in place ({}), nor could everything be put back",
                     failure.in_full()
-                ),
-                "run `stillpoint thaw` to put it back; nothing is lost, it lies in the directories .stillpoint-restore-…",
-            )
-            .because(error)),
+                );
+                let remedy = "run `stillpoint thaw` to put it back; nothing is lost, it lies in the directories \
+                              .stillpoint-restore-…";
+                let failure = Failure::new(FailureKind::Other, what, remedy).because(error);
+                Err(NotSwapped { failure, is_mixed: true })
+            }
         }
     }
 
@@ -395,7 +399,7 @@ impl Beside for LocalBeside<'_> {
         Ok(())
     }
 
-    fn swap(mut self: Box<Self>) -> Result<Swapped, Failure> {
+    fn swap(mut self: Box<Self>) -> Result<Swapped, NotSwapped> {
         let ticket = self.exchange()?;
         Ok(self.clean_up(ticket))
     }

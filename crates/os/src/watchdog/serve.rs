@@ -195,11 +195,19 @@ impl Keeper {
         let (starts, holds): (Vec<_>, Vec<_>) =
             self.board.urgent().into_iter().partition(|(_, undo)| matches!(undo, Undo::Start { .. }));
         let mut all = true;
+        let mut is_mixed = false;
         for (ticket, undo) in holds {
-            all &= self.finish_one(ticket, &undo);
+            let undone = self.finish_one(ticket, &undo);
+            is_mixed |= !undone && matches!(undo, Undo::SwapBack { .. });
+            all &= undone;
         }
         for thread in self.starting.drain(..) {
             all &= thread.join().is_ok();
+        }
+        if is_mixed {
+            // Started on files partly old and partly new, it could spoil both: `thaw` starts it.
+            self.note("the platform stays stopped, since what was there before a restore is not back");
+            return false;
         }
         for (ticket, undo) in starts {
             all &= self.finish_one(ticket, &undo);

@@ -51,8 +51,13 @@ pub fn sweep(state: &Path) -> Result<Swept, Failure> {
         let name = run.run().to_owned();
         swept.left.extend_from_slice(run.problems());
         let mut all_undone = true;
+        let mut is_mixed = false;
         // In reverse: what was held last is let go first.
         for (ticket, undo) in run.open_undos().into_iter().rev() {
+            if is_mixed && matches!(undo, Undo::Start { .. }) {
+                swept.left.push(not_started(&name, &undo));
+                continue;
+            }
             match undo::perform(&undo) {
                 Ok(()) => {
                     run.cross_off(ticket).map_err(Failure::from)?;
@@ -60,6 +65,7 @@ pub fn sweep(state: &Path) -> Result<Swept, Failure> {
                 }
                 Err(error) => {
                     all_undone = false;
+                    is_mixed |= matches!(undo, Undo::SwapBack { .. });
                     swept.left.push(left(&name, &undo, &error));
                 }
             }
@@ -69,6 +75,15 @@ pub fn sweep(state: &Path) -> Result<Swept, Failure> {
         }
     }
     Ok(swept)
+}
+
+/// Started on files partly old and partly new, an application could spoil both.
+fn not_started(run: &str, undo: &Undo) -> Problem {
+    let what = format!(
+        "run {run} died, and its application stays stopped until what was there before the restore is back: {}",
+        words(undo)
+    );
+    Problem::new(Effect::Weaker, None, what, "mend what is in the way and run `stillpoint thaw` as root")
 }
 
 fn left(run: &str, undo: &Undo, error: &UndoError) -> Problem {
