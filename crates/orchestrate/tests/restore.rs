@@ -234,6 +234,7 @@ fn whatever_fails_in_place_it_is_the_old_state_or_the_new() {
                 Break::Fail(FailureKind::Other),
                 Break::Fail(FailureKind::NoSpace),
                 Break::FailFrom(FailureKind::Other),
+                Break::FilesFrom(FailureKind::Other),
                 Break::Kill,
             ];
             for what in breaks {

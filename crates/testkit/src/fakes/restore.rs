@@ -36,6 +36,8 @@ pub enum Break {
     Fail(FailureKind),
     /// It and all later ones fail, until [`Script::heal`].
     FailFrom(FailureKind),
+    /// It, and all later ones that touch the machine's files, fail, until [`Script::heal`].
+    FilesFrom(FailureKind),
     /// The run dies before it: it panics with [`Injected`], and nothing is done any more.
     Kill,
 }
@@ -93,6 +95,12 @@ impl Script {
         match self.at {
             Some((at, Break::Fail(kind))) if at == number => failure(kind),
             Some((at, Break::FailFrom(kind))) if at <= number => failure(kind),
+            Some((at, Break::FilesFrom(kind)))
+                if at <= number
+                    && ["site.", "beside.", "file."].iter().any(|part| name.starts_with(part)) =>
+            {
+                failure(kind)
+            }
             Some((at, Break::Kill)) if at == number => {
                 self.is_dead.store(true, Ordering::SeqCst);
                 std::panic::panic_any(Injected)
