@@ -14,36 +14,12 @@ use std::{
 use jiff::Timestamp;
 use model::{
     entry::{Kind, Meta, Xattr, tree_order},
-    port::{Failure, FailureKind},
-    port_restore::{Contents, Sink},
     restore::{Listed, Listing},
     size::Bytes,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, mknodat, utimensat};
-
-/// A backup in memory, with faults to order.
-pub struct MemoryBackup {
-    pub listing: Listing,
-    pub bytes: BTreeMap<PathBuf, Vec<u8>>,
-    pub fail: BTreeMap<PathBuf, FailureKind>,
-}
-
-impl Contents for MemoryBackup {
-    fn listing(&self) -> &Listing {
-        &self.listing
-    }
-
-    fn read(&self, item: usize, sink: &mut Sink<'_>) -> Result<(), Failure> {
-        let path = &self.listing.entries()[item].path;
-        let mut parts = self.bytes[path].chunks(100_000);
-        if let Some(kind) = self.fail.get(path) {
-            parts.next().map_or(Ok(()), &mut *sink)?;
-            return Err(Failure::new(*kind, "ordered by the test", ""));
-        }
-        parts.try_for_each(sink)
-    }
-}
+use testkit::fakes::restore::MemoryBackup;
 
 /// The bytes of every regular file, taken before they are closed.
 pub type Content = BTreeMap<PathBuf, Vec<u8>>;
@@ -194,7 +170,7 @@ pub fn back_up(roots: &[&Path], content: &Content) -> MemoryBackup {
         let read = content.get(&entry.path).cloned();
         bytes.insert(entry.path.clone(), read.unwrap_or_else(|| fs::read(&entry.path).unwrap()));
     }
-    MemoryBackup { listing: Listing::new(entries, vec![]).unwrap(), bytes, fail: BTreeMap::new() }
+    MemoryBackup { listing: Listing::new(entries, vec![]).unwrap(), bytes, ..MemoryBackup::default() }
 }
 
 /// One object as it is now.

@@ -27,8 +27,8 @@ use model::{
 };
 use orchestrate::restore::{Job, plan, run};
 use os::{clock::SystemClock, site::LocalSite, undo};
-use testkit::fakes::journal::MemoryJournal;
-use trees::{Content, MemoryBackup, assert_same, back_up, contents, grow, leftovers, open_up, portrait};
+use testkit::fakes::{journal::MemoryJournal, restore::MemoryBackup};
+use trees::{Content, assert_same, back_up, contents, grow, leftovers, open_up, portrait};
 
 fn stored(pins: &[(&str, &Path)]) -> StoredBackup {
     let pins = pins
@@ -352,12 +352,12 @@ impl Journal for FailingJournal {
 
 #[test]
 fn a_journal_that_fails_at_any_line_leaves_the_old_state() {
-    for lines in 0..4 {
+    for lines in 0..5 {
         let changed = changed(15);
         let before = changed.now();
         let journal = Arc::new(FailingJournal { inner: MemoryJournal::default(), left: lines.into() });
         let plan = plan(&changed.request(IN_PLACE), &changed.backup, &LocalSite).unwrap();
-        // Two staging directories, the swap, the point of no return.
+        // Two staging directories, the swap, that it replaces them, the point of no return.
         execute(&plan, &changed.backup, journal.clone()).unwrap_err();
         assert_eq!(journal.inner.open(), [], "{lines}");
         assert_same(&changed.now()[0], &before[0]);
