@@ -8,13 +8,17 @@
 //! Crash story: reads only. The tree may change under a walk: what vanishes meanwhile is said where it matters
 //! ([`Vanished`]), directories are recognised by inode when they are opened, links are never followed.
 
+mod census;
 mod meta;
 mod resolve;
+mod rules;
 mod walk;
 
-pub use meta::{Found, clock_of_stamps, read_entry_meta};
+pub use census::{Census, Changes, Pass, Spot, Stopped};
+pub use meta::{Found, changed_since, clock_of_stamps, read_entry_meta};
 pub use resolve::{Resolved, ancestors, resolve};
-pub use walk::{Vanished, Walk};
+pub use rules::Vanished;
+pub use walk::Walk;
 
 /// What an error of the system says, without its number.
 #[must_use]

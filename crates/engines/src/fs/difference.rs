@@ -1,19 +1,14 @@
-//! Comparing two scans of one source.
+//! What changed under the locks, in words.
 //!
 //! Crash story: pure functions, no effects.
 
-use std::{
-    cmp::Ordering,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use model::{
-    entry::{Entry, tree_order},
-    pathtext,
-};
+use model::{entry::Entry, pathtext};
+use os::tree::{Changes, changed_since as stamped_since};
 
-/// How often two scans differ, and where first.
+/// How many names changed, and which first.
 #[derive(Debug, Default)]
 pub(super) struct Differences {
     pub count: u64,
@@ -36,47 +31,20 @@ impl Differences {
     }
 }
 
-/// What differs between two scans, both in tree order, and whatever in the later one is stamped with `floor` or
-/// a later time: it changed since that moment, although both scans may show the same.
-pub(super) fn differences(earlier: &[Entry], later: &[Entry], floor: Timestamp) -> Differences {
-    let mut found = Differences::default();
-    let (mut a, mut b) = (earlier.iter().peekable(), later.iter().peekable());
-    loop {
-        let order = match (a.peek(), b.peek()) {
-            (None, None) => return found,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some(a), Some(b)) => tree_order(&a.path, &b.path),
-        };
-        let before = if order.is_le() { a.next() } else { None };
-        let after = if order.is_ge() { b.next() } else { None };
-        match (before, after) {
-            (Some(before), Some(after)) if is_same(before, after) && !is_since(after, floor) => {}
-            (_, Some(entry)) | (Some(entry), None) => found.add(&entry.path),
-            (None, None) => return found,
-        }
+impl From<Changes> for Differences {
+    fn from(changes: Changes) -> Self {
+        Self { count: changes.count, first: changes.first }
     }
 }
 
 /// What is stamped with `floor` or a later time.
 pub(super) fn changed_since(entries: &[Entry], floor: Timestamp) -> Differences {
     let mut found = Differences::default();
-    entries.iter().filter(|entry| is_since(entry, floor)).for_each(|entry| found.add(&entry.path));
+    entries
+        .iter()
+        .filter(|entry| stamped_since(entry.meta.ctime.as_nanosecond(), floor))
+        .for_each(|entry| found.add(&entry.path));
     found
-}
-
-fn is_same(a: &Entry, b: &Entry) -> bool {
-    let owner = |e: &Entry| (e.meta.mode, e.meta.uid, e.meta.gid, e.meta.device);
-    a.kind == b.kind && a.meta.stamp() == b.meta.stamp() && owner(a) == owner(b)
-}
-
-/// Whether something changed at `floor` or later. A filesystem that keeps whole seconds, or every second one,
-/// rounds down: then the whole time that may be meant counts.
-fn is_since(entry: &Entry, floor: Timestamp) -> bool {
-    const WHOLE: i128 = 1_000_000_000;
-    let (changed, floor) = (entry.meta.ctime.as_nanosecond(), floor.as_nanosecond());
-    let coarse = if changed % WHOLE == 0 { 2 * WHOLE } else { 0 };
-    changed.saturating_add(coarse) >= floor
 }
 
 #[cfg(test)]
@@ -89,7 +57,7 @@ mod tests {
         size::Bytes,
     };
 
-    use super::differences;
+    use super::changed_since;
 
     fn entry(path: &str, ctime_ms: i64) -> Entry {
         let time = Timestamp::from_millisecond(ctime_ms).unwrap();
@@ -109,32 +77,17 @@ mod tests {
         Entry { path: PathBuf::from(path), kind: Kind::File, meta, body: Body::Carried, role: Role::Content }
     }
 
-    fn count(a: &[Entry], b: &[Entry], floor_ms: i64) -> u64 {
-        differences(a, b, Timestamp::from_millisecond(floor_ms).unwrap()).count
-    }
-
     #[test]
-    fn everything_that_can_differ_is_counted() {
-        let old = [entry("/a/b", 1_001), entry("/a-b", 1_001)];
-        assert_eq!(count(&old, &old, 9_000), 0);
-        assert_eq!(count(&old, &old[..1], 9_000), 1, "gone");
-        assert_eq!(count(&old[1..], &old, 9_000), 1, "new");
-        assert_eq!(count(&old, &[entry("/a/b", 1_002), entry("/a-b", 1_001)], 9_000), 1, "stamped anew");
-        let mut owned = old.clone();
-        owned[1].meta.uid = 7;
-        let found = differences(&old, &owned, Timestamp::from_millisecond(9_000).unwrap());
-        assert_eq!(found.in_words(), "1 name changed under the locks: /a-b");
-        let all = differences(&old, &[], Timestamp::MAX).in_words();
-        assert_eq!(all, "2 names changed under the locks, first: /a/b");
-    }
-
-    #[test]
-    fn what_changed_since_the_floor_counts_although_both_show_it() {
-        let both = [entry("/a", 5_001)];
-        assert_eq!(count(&both, &both, 5_002), 0);
-        assert_eq!(count(&both, &both, 5_001), 1);
-        let whole = [entry("/a", 5_000)];
-        assert_eq!(count(&whole, &whole, 6_900), 1, "stamps of whole seconds are rounded down");
-        assert_eq!(count(&whole, &whole, 7_001), 0);
+    fn what_changed_since_the_floor_counts() {
+        let since = |entries: &[Entry], floor_ms: i64| {
+            changed_since(entries, Timestamp::from_millisecond(floor_ms).unwrap())
+        };
+        let one = [entry("/a", 5_001)];
+        assert_eq!(since(&one, 5_002).count, 0);
+        assert_eq!(since(&one, 5_001).in_words(), "1 name changed under the locks: /a");
+        let whole = [entry("/a", 5_000), entry("/b", 5_000)];
+        assert_eq!(since(&whole, 7_001).count, 0);
+        let rounded = since(&whole, 6_900).in_words();
+        assert_eq!(rounded, "2 names changed under the locks, first: /a", "whole seconds are rounded down");
     }
 }

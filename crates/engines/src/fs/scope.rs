@@ -1,4 +1,4 @@
-//! What belongs to a directory source, and one scan of it.
+//! What belongs to a directory source, and looking at it.
 //!
 //! Crash story: reads only.
 
@@ -21,7 +21,7 @@ use model::{
 };
 use os::{
     mounts::Mounts,
-    tree::{Resolved, Vanished, Walk, clock_of_stamps, resolve, said},
+    tree::{Census, Changes, Pass, Resolved, Stopped, Vanished, Walk, clock_of_stamps, resolve, said},
 };
 
 /// How many names are looked at between two looks at the clock.
@@ -32,7 +32,7 @@ const LOOK_EVERY: usize = 256;
 pub(super) struct Scope {
     pub root: PathBuf,
     exclude: GlobSet,
-    carved: Vec<PathBuf>,
+    carved: HashSet<PathBuf>,
 }
 
 /// How a scan is to be made.
@@ -52,19 +52,26 @@ pub(super) struct Copy<'a> {
     pub at: &'a Path,
 }
 
-/// Everything in a source at one time.
+/// One look at a source, as it concerns the source as a whole; the names are in the census.
 #[derive(Debug)]
-pub(super) struct Scan {
+pub(super) struct Look {
     /// Before anything was looked at.
     pub started: Timestamp,
     /// What the kernel stamped files with at that moment: whatever changed since has this time or a later one.
     pub floor: Timestamp,
     pub resolved: Resolved,
-    /// In tree order, the real root first.
-    pub entries: Vec<Entry>,
+    /// What went wrong in passing.
     pub problems: Vec<Problem>,
     /// A filesystem that stamps files by a clock that is not ours.
     pub foreign_clock: Option<String>,
+}
+
+/// Everything in a source at one time.
+#[derive(Debug)]
+pub(super) struct Scan {
+    /// In tree order, the real root first.
+    pub entries: Vec<Entry>,
+    pub problems: Vec<Problem>,
 }
 
 impl Scope {
@@ -76,27 +83,84 @@ impl Scope {
         })
     }
 
-    /// Looks at everything.
+    /// Looks at everything that is otherwise than the census says, in a new one at everything.
+    ///
+    /// # Errors
+    /// [`FailureKind::TimedOut`], or if the root is gone, unreadable or no directory. The census is as good as
+    /// before then.
+    pub(super) fn look(
+        &self,
+        clock: &dyn Clock,
+        census: &mut Census,
+        vanished: Vanished,
+        until: Option<Deadline>,
+    ) -> Result<Look, Failure> {
+        let resolved = self.resolve()?;
+        let (started, floor) = (clock.now(), clock_of_stamps());
+        let mounts = Mounts::read().map_err(|error| self.lost(&error))?;
+        let pass = Pass {
+            root: &resolved.real,
+            exclude: &|relative| self.exclude.is_match(relative),
+            carved: &self.carved,
+            mounts: &mounts,
+            vanished,
+            started,
+            late: &|| until.is_some_and(|until| until.has_passed(clock.moment())),
+        };
+        let problems = census.update(&pass).map_err(|stopped| self.stopped(&stopped))?;
+        let foreign_clock = foreign_clock(&mounts, &resolved.real);
+        Ok(Look { started, floor, resolved, problems, foreign_clock })
+    }
+
+    /// What changed since a look, of which this is the census.
+    ///
+    /// # Errors
+    /// [`FailureKind::TimedOut`].
+    pub(super) fn changes(
+        &self,
+        clock: &dyn Clock,
+        census: &Census,
+        floor: Timestamp,
+        until: Deadline,
+    ) -> Result<Changes, Failure> {
+        let late = || until.has_passed(clock.moment());
+        census.changes(floor, &late).map_err(|stopped| self.stopped(&stopped))
+    }
+
+    /// Where the root really is.
+    pub(super) fn resolve(&self) -> Result<Resolved, Failure> {
+        resolve(&self.root).map_err(|error| self.lost(&error))
+    }
+
+    fn stopped(&self, stopped: &Stopped) -> Failure {
+        match stopped {
+            Stopped::Late(names) => {
+                self.too_late(&format!("{names} names were looked at, and there are more"))
+            }
+            Stopped::Lost(error) => self.lost(error),
+        }
+    }
+
+    /// Everything in the source.
     ///
     /// # Errors
     /// [`FailureKind::TimedOut`], or if the root is gone, unreadable or no directory.
     pub(super) fn scan(&self, clock: &dyn Clock, manner: Manner) -> Result<Scan, Failure> {
-        let resolved = resolve(&self.root).map_err(|error| self.lost(&error))?;
-        let real = resolved.real.clone();
-        self.scan_copy(clock, manner, resolved, &Copy { of: &real, at: &real })
+        let real = self.resolve()?.real;
+        self.scan_copy(clock, manner, &real, &Copy { of: &real, at: &real })
     }
 
-    /// As [`Self::scan`], of a copy of the tree or of a part of it, with the copy's paths in the entries.
+    /// As [`Self::scan`], of a copy of the tree, which is at `real`, or of a part of it, with the copy's paths in
+    /// the entries.
     pub(super) fn scan_copy(
         &self,
         clock: &dyn Clock,
         manner: Manner,
-        resolved: Resolved,
+        real: &Path,
         copy: &Copy<'_>,
     ) -> Result<Scan, Failure> {
-        let (started, floor) = (clock.now(), clock_of_stamps());
         let mounts = Mounts::read().map_err(|error| self.lost(&error))?;
-        let below_root = copy.of.strip_prefix(&resolved.real).unwrap_or(Path::new(""));
+        let below_root = copy.of.strip_prefix(real).unwrap_or(Path::new(""));
         let in_copy = |path: &PathBuf| path.strip_prefix(copy.of).ok().map(|below| copy.at.join(below));
         let carved: HashSet<PathBuf> = self.carved.iter().filter_map(in_copy).collect();
         let walk = Walk {
@@ -119,19 +183,17 @@ impl Scope {
             return Err(self.too_late(&format!("{} names were looked at, and there are more", entries.len())));
         }
         let problems = walked.map_err(|error| self.lost(&error))?;
-        let foreign_clock = foreign_clock(&mounts, &resolved.real);
-        Ok(Scan { started, floor, resolved, entries, problems, foreign_clock })
+        Ok(Scan { entries, problems })
     }
 
     /// Hands out everything without keeping it; what is wrong below the root is for the backup to say.
     pub(super) fn each(&self, each: &mut dyn FnMut(Entry) -> ControlFlow<()>) -> Result<(), Failure> {
-        let real = resolve(&self.root).map_err(|error| self.lost(&error))?.real;
+        let real = self.resolve()?.real;
         let mounts = Mounts::read().map_err(|error| self.lost(&error))?;
-        let carved = self.carved.iter().cloned().collect();
         let walk = Walk {
             root: &real,
             exclude: &|relative| self.exclude.is_match(relative),
-            carved: &carved,
+            carved: &self.carved,
             mounts: &mounts,
             vanished: Vanished::Expected,
             xattrs: false,

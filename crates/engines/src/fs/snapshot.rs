@@ -217,7 +217,7 @@ impl SnapshotPin {
     fn harvest_part(&self, part: &Part, harvest: &mut Harvest) -> Result<(), Failure> {
         let manner = Manner { vanished: Vanished::Problem, xattrs: true, until: None };
         let copy = Copy { of: &part.of, at: part.snapshot.path() };
-        let scan = self.scope.scan_copy(&*self.clock, manner, self.resolved.clone(), &copy)?;
+        let scan = self.scope.scan_copy(&*self.clock, manner, &self.resolved.real, &copy)?;
         let live = |path: &Path| match path.strip_prefix(copy.at) {
             Ok(below) if below.as_os_str().is_empty() => part.of.clone(),
             Ok(below) => part.of.join(below),

@@ -71,6 +71,16 @@ pub fn clock_of_stamps() -> Timestamp {
     in_range(nanos)
 }
 
+/// Whether a change time (nanoseconds since the epoch) says that something changed at `floor` or later, a time of
+/// [`clock_of_stamps`]. A filesystem that keeps whole seconds, or every second one, rounds down: then the whole
+/// time that may be meant counts.
+#[must_use]
+pub fn changed_since(ctime: i128, floor: Timestamp) -> bool {
+    const WHOLE: i128 = 1_000_000_000;
+    let coarse = if ctime % WHOLE == 0 { 2 * WHOLE } else { 0 };
+    ctime.saturating_add(coarse) >= floor.as_nanosecond()
+}
+
 pub(super) fn status(dir: BorrowedFd<'_>, name: impl rustix::path::Arg) -> io::Result<Statx> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     Ok(statx(dir, name, flags, StatxFlags::BASIC_STATS)?)
@@ -131,7 +141,7 @@ fn timestamp(time: StatxTimestamp) -> Timestamp {
 }
 
 /// A file may claim any 64-bit second; what lies beyond the years -9999 to 9999 is taken as their end.
-fn in_range(nanos: i128) -> Timestamp {
+pub(super) fn in_range(nanos: i128) -> Timestamp {
     let end = if nanos < 0 { Timestamp::MIN } else { Timestamp::MAX };
     Timestamp::from_nanosecond(nanos).unwrap_or(end)
 }

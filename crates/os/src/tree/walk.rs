@@ -22,25 +22,16 @@ use model::{
     entry::{Body, Entry, Kind, Meta, Role},
     problem::Problem,
 };
-use rustix::{
-    fs::{CWD, Dir, Mode, OFlags, fstat, open},
-    io::Errno,
-};
+use rustix::fs::{CWD, Dir, fstat};
 
 use super::{
     meta::{Found, Unread, Xattrs, describe, is_mount_point, status},
-    said,
+    rules::{
+        Vanished, attribute_unread, attributes_unreadable, circle, is_gone, open_dir, pseudo_mount, socket,
+        unreadable,
+    },
 };
 use crate::{mounts::Mounts, staging::is_ours};
-
-/// What to say of names that vanish while the walk goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Vanished {
-    /// Nothing: nobody is held, so that is their right.
-    Expected,
-    /// A problem that makes the cut weaker: everybody should be held.
-    Problem,
-}
 
 /// A walk through one tree.
 pub struct Walk<'a> {
@@ -148,11 +139,7 @@ impl Course<'_, '_> {
                 }
                 // Gone since it was listed: whoever reads a file or enters a directory will say so.
                 Err(error) if is_gone(&error) => {}
-                Err(error) => self.problems.push(Problem::missing(
-                    path,
-                    format!("its extended attributes cannot be read: {}", said(&error)),
-                    "run as a user that can read them",
-                )),
+                Err(error) => self.problems.push(attributes_unreadable(path, &error)),
             }
         }
         let body = if kind == Kind::File { Body::Carried } else { Body::Nothing };
@@ -163,15 +150,13 @@ impl Course<'_, '_> {
     fn enter(&mut self, path: &Path, child: &Child, above: &[Level]) -> Option<Level> {
         let identity = (child.meta.device, child.meta.inode);
         if above.iter().any(|level| level.identity == identity) {
-            self.problems.push(Problem::note(path, "is a directory above it, mounted again: not followed"));
+            self.problems.push(circle(path));
             return None;
         }
         if child.mount_point
-            && let Some(mount) = self.walk.mounts.at(path)
-            && mount.is_pseudo()
+            && let Some(note) = pseudo_mount(self.walk.mounts, path)
         {
-            let what = format!("is a {} filesystem: what it shows is not stored", mount.filesystem);
-            self.problems.push(Problem::note(path, what));
+            self.problems.push(note);
             return None;
         }
         match self.children(path, identity) {
@@ -188,7 +173,7 @@ impl Course<'_, '_> {
     }
 
     fn children(&mut self, path: &Path, identity: (u64, u64)) -> io::Result<Vec<Child>> {
-        let dir = open_dir(path)?;
+        let dir = open_dir(CWD, path)?;
         let opened = fstat(&dir)?;
         if (opened.st_dev, opened.st_ino) != identity {
             return Err(io::ErrorKind::NotFound.into());
@@ -224,7 +209,7 @@ impl Course<'_, '_> {
             Ok((_, (Found::Stored(Kind::Dir), _))) if is_ours(path) => None,
             Ok((mount_point, (Found::Stored(kind), meta))) => Some(Child { name, kind, meta, mount_point }),
             Ok((_, (Found::Socket, _))) => {
-                self.problems.push(Problem::note(path, "a socket is not stored: its program makes it anew"));
+                self.problems.push(socket(path));
                 None
             }
             Err(error) if is_gone(&error) => {
@@ -239,50 +224,18 @@ impl Course<'_, '_> {
     }
 
     fn vanished(&mut self, path: &Path) {
-        if self.walk.vanished == Vanished::Problem {
-            self.problems.push(Problem::weaker(
-                path,
-                "vanished while everything should have stood still",
-                "name the processes that change it, or exclude it",
-            ));
-        }
+        self.problems.extend(self.walk.vanished.said_of(path));
     }
 
     fn unreadable(&mut self, path: &Path, error: &io::Error) {
-        self.problems.push(Problem::missing(
-            path,
-            format!("cannot be read: {}", said(error)),
-            "run as a user that can read it, or exclude it",
-        ));
+        self.problems.push(unreadable(path, error));
     }
 
-    /// Attributes of one kind are unreadable everywhere or nowhere: one note is enough.
     fn note_unread(&mut self, path: &Path, unread: &[Unread]) {
-        if let (false, Some(Unread { name, error })) = (self.noted_xattr, unread.first()) {
+        if let (false, Some(unread)) = (self.noted_xattr, unread.first()) {
             self.noted_xattr = true;
-            let what = format!(
-                "its attribute {name} cannot be read, nor perhaps those of other names: {}",
-                said(error)
-            );
-            self.problems.push(Problem::note(path, what));
+            self.problems.push(attribute_unread(path, unread));
         }
-    }
-}
-
-/// Whether an error means that a name is no longer what it was when it was listed.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(
-        Errno::from_io_error(error),
-        Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) // a link has taken its place
-    ) || error.kind() == io::ErrorKind::NotFound
-}
-
-/// Reading a directory changes its access time, unless we own it or may do anything.
-fn open_dir(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match open(path, flags | OFlags::NOATIME, Mode::empty()) {
-        Err(Errno::PERM) => Ok(open(path, flags, Mode::empty())?),
-        opened => Ok(opened?),
     }
 }
 

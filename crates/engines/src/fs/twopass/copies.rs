@@ -17,7 +17,10 @@ use std::{
     },
 };
 
-use model::{entry::Stamp, size::Bytes};
+use model::{
+    entry::{Body, Stamp},
+    size::Bytes,
+};
 use os::{
     extents::{clone_file, clone_range, differing_ranges, is_unsupported},
     staging::{Staging, StagingError, is_no_space},
@@ -26,6 +29,8 @@ use rustix::{
     fs::{IFlags, SeekFrom, ioctl_getflags, ioctl_setflags, seek},
     io::Errno,
 };
+
+use super::table::Place;
 
 /// How many files share one directory of the staging directory.
 const PER_DIRECTORY: u32 = 4096;
@@ -95,6 +100,14 @@ impl Copies {
 
     pub(super) fn path_of(&self, number: u32) -> PathBuf {
         self.path.join(format!("{:x}", number / PER_DIRECTORY)).join(format!("{number:x}"))
+    }
+
+    /// Where the bytes of a file are.
+    pub(super) fn body(&self, place: Place) -> Body {
+        match place {
+            Place::Parent => Body::Carried,
+            Place::Staged { number, .. } => Body::At(self.path_of(number)),
+        }
     }
 
     /// Brings a file in as it is now, over the copy `old` of it if there is one. `late` is asked every now and

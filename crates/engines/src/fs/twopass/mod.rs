@@ -7,6 +7,10 @@
 //! tree that spans filesystems is cloned where that works and copied elsewhere. Files that a held process has
 //! mapped writable are brought in again under the freeze, since stores to them may leave no trace.
 //!
+//! Under the freeze no more is done than has to be: one `statx` for each name, compared with the census of the last
+//! unlocked look, which holds attributes and paths ([`os::tree::Census`]); again one for each name after the last
+//! pin. Files that need nothing carry a mark from the unlocked rounds on. Entries are made after the thaw.
+//!
 //! Crash story: nothing but the staging directory is written; it is journalled before it is made and goes with
 //! the harvested pin, or with the pinner. One pinner may run beside others, also of the same tree.
 
@@ -17,6 +21,7 @@ mod table;
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
+use jiff::Timestamp;
 use model::{
     entry::{Entry, Kind, Manifest},
     id::SourceId,
@@ -27,7 +32,11 @@ use model::{
     size::Bytes,
     time::Deadline,
 };
-use os::{durable::create_dirs, staging::Staging, tree::Vanished};
+use os::{
+    durable::create_dirs,
+    staging::Staging,
+    tree::{Census, Vanished},
+};
 
 use self::{
     copies::{Copies, Way},
@@ -35,7 +44,7 @@ use self::{
     stage::{Outcome, Round},
     table::{Place, Seen, Table},
 };
-use super::scope::{Manner, Scan, Scope};
+use super::scope::{Look, Scope};
 
 pub(super) use pin::way;
 
@@ -76,6 +85,8 @@ pub struct TreePinner {
     maps: Option<Maps>,
     limits: Limits,
     table: Table,
+    /// What the last look saw, with the places of files that need nothing as marks.
+    census: Arc<Census>,
     copies: Option<Arc<Copies>>,
     /// By device, whether its files can be cloned, once that is known.
     clonable: HashMap<u64, bool>,
@@ -107,6 +118,7 @@ impl TreePinner {
             maps: None,
             limits: Limits::default(),
             table: Table::default(),
+            census: Arc::default(),
             copies: None,
             clonable: HashMap::new(),
             copied: Bytes(0),
@@ -127,9 +139,26 @@ impl TreePinner {
         self
     }
 
-    fn unlocked_scan(&self, xattrs: bool) -> Result<Scan, Failure> {
-        let manner = Manner { vanished: Vanished::Expected, xattrs, until: None };
-        self.scope.scan(&*self.clock, manner)
+    /// Does something with the census of the last look; there is a new one if a pin still has that.
+    fn with_census<T>(
+        &mut self,
+        then: impl FnOnce(&mut Self, &mut Census) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let mut census = Arc::try_unwrap(std::mem::take(&mut self.census)).unwrap_or_default();
+        let result = then(self, &mut census);
+        self.census = Arc::new(census);
+        result
+    }
+
+    fn unlocked_look(&self, census: &mut Census) -> Result<Look, Failure> {
+        self.scope.look(&*self.clock, census, Vanished::Expected, None)
+    }
+
+    /// Marks the files that need nothing as long as they stay as they are, so that nobody has to think of them
+    /// under the freeze.
+    fn mark(&self, census: &mut Census) {
+        let table = &self.table;
+        census.mark_files(&mut |path, stamp| table.trusted(path, stamp).and_then(Place::mark));
     }
 
     /// The staging directory, made anew if a released pin took it away.
@@ -145,6 +174,10 @@ impl TreePinner {
                 })?;
                 let copies = Arc::new(Copies::new(Staging::create(&self.journal, &self.staging, "tree")?));
                 self.table.forget_staged();
+                self.with_census(|_, census| {
+                    census.unmark_all();
+                    Ok(())
+                })?;
                 self.copied = Bytes(0);
                 self.copies = Some(Arc::clone(&copies));
                 Ok(copies)
@@ -153,69 +186,63 @@ impl TreePinner {
     }
 
     /// Sorts the first pass: known files need nothing, clonable ones are cloned, the rest is to be stored ahead.
-    /// Returns by index what a parent of the backup has or shall have, and whether anything of it is new.
+    /// Returns whether anything is to be stored.
     fn first_pass(
         &mut self,
-        scan: &Scan,
+        census: &Census,
+        started: Timestamp,
         known: &Known,
         copies: &Copies,
-    ) -> Result<(Vec<bool>, bool), Failure> {
-        let mut in_parent = vec![false; scan.entries.len()];
+    ) -> Result<bool, Failure> {
         let mut any_new = false;
-        let mut round = Round::new(self, copies, scan.started, None);
-        for (index, entry) in scan.entries.iter().enumerate().filter(|(_, e)| e.kind == Kind::File) {
+        let mut round = Round::new(self, copies, started, None);
+        for entry in census.unmarked_files().into_iter().filter_map(|spot| census.entry(spot)) {
             let stamp = entry.meta.stamp();
             let is_known = known.has(&entry.path, &stamp);
-            if !is_known && round.pinner.clones(entry) {
-                match round.take_unlocked(entry, Way::Clone)? {
+            if !is_known && round.pinner.clones(&entry) {
+                match round.take_unlocked(&entry, Way::Clone)? {
                     Outcome::Taken(_) | Outcome::Skipped => continue,
                     Outcome::CannotClone => {}
                 }
             }
-            let settled = is_known || stamp.is_settled_at(scan.started);
+            let settled = is_known || stamp.is_settled_at(started);
             round.pinner.table.insert(&entry.path, Seen { stamp, settled, place: Place::Parent });
-            in_parent[index] = true;
             any_new |= !is_known;
         }
-        Ok((in_parent, any_new))
-    }
-}
-
-impl Pinner for TreePinner {
-    fn source(&self) -> SourceId {
-        self.source.clone()
+        Ok(any_new)
     }
 
-    fn prepare(&mut self, known: &Known) -> Result<Option<Manifest>, Failure> {
-        let copies = self.copies()?;
-        let mut scan = self.unlocked_scan(self.form == Form::Plain)?;
-        let (in_parent, any_new) = self.first_pass(&scan, known, &copies)?;
-        if !any_new {
-            return Ok(None);
-        }
-        let way = way(&scan.resolved);
-        let mut in_parent = in_parent.into_iter();
-        scan.entries.retain(|entry| in_parent.next() == Some(true) || entry.kind != Kind::File);
-        scan.entries.extend(way);
-        Ok(Some(Manifest::merge(scan.started, scan.entries)))
+    /// Everything but what was cloned.
+    fn to_be_stored(&self, census: &Census, look: &Look) -> Manifest {
+        let mut entries = Vec::new();
+        census.each(&mut |_, _, entry| {
+            let seen = (entry.kind == Kind::File).then(|| self.table.get(&entry.path));
+            if seen.is_none_or(|seen| seen.is_some_and(|seen| seen.place == Place::Parent)) {
+                entries.push(entry);
+            }
+        });
+        entries.extend(way(&look.resolved));
+        Manifest::merge(look.started, entries)
     }
 
-    fn round(&mut self) -> Result<Difference, Failure> {
-        let copies = self.copies()?;
-        self.refuse_while_pinned(&copies)?;
-        let scan = self.unlocked_scan(false)?;
+    fn shrink(
+        &mut self,
+        census: &Census,
+        started: Timestamp,
+        copies: &Copies,
+    ) -> Result<Difference, Failure> {
         let mut difference = Difference::default();
-        let mut round = Round::new(self, &copies, scan.started, None);
-        for entry in scan.entries.iter().filter(|e| e.kind == Kind::File) {
+        let mut round = Round::new(self, copies, started, None);
+        for entry in census.unmarked_files().into_iter().filter_map(|spot| census.entry(spot)) {
             let stamp = entry.meta.stamp();
             if round.pinner.table.trusted(&entry.path, &stamp).is_some() {
                 continue;
             }
-            let way = if round.pinner.clones(entry) { Way::Clone } else { Way::Copy };
+            let way = if round.pinner.clones(&entry) { Way::Clone } else { Way::Copy };
             // What is copied before it has settled would be copied again under the freeze all the same.
-            let worth = stamp.is_settled_at(scan.started) && round.pinner.has_room_for(stamp.size);
+            let worth = stamp.is_settled_at(started) && round.pinner.has_room_for(stamp.size);
             if (way == Way::Clone || worth)
-                && let Outcome::Taken(bytes) = round.take_unlocked(entry, way)?
+                && let Outcome::Taken(bytes) = round.take_unlocked(&entry, way)?
             {
                 if way == Way::Copy {
                     round.pinner.copied = round.pinner.copied + bytes;
@@ -226,24 +253,56 @@ impl Pinner for TreePinner {
         }
         Ok(difference)
     }
+}
+
+impl Pinner for TreePinner {
+    fn source(&self) -> SourceId {
+        self.source.clone()
+    }
+
+    fn prepare(&mut self, known: &Known) -> Result<Option<Manifest>, Failure> {
+        let copies = self.copies()?;
+        self.refuse_while_pinned(&copies)?;
+        self.with_census(|pinner, census| {
+            census.unmark_all();
+            let look = pinner.unlocked_look(census)?;
+            let any_new = pinner.first_pass(census, look.started, known, &copies)?;
+            pinner.mark(census);
+            Ok(any_new.then(|| pinner.to_be_stored(census, &look)))
+        })
+    }
+
+    fn round(&mut self) -> Result<Difference, Failure> {
+        let copies = self.copies()?;
+        self.refuse_while_pinned(&copies)?;
+        self.with_census(|pinner, census| {
+            let look = pinner.unlocked_look(census)?;
+            let difference = pinner.shrink(census, look.started, &copies)?;
+            pinner.mark(census);
+            Ok(difference)
+        })
+    }
 
     fn pin(&mut self, until: Deadline) -> Result<Box<dyn Pin>, Failure> {
         let copies = self.copies()?;
         self.refuse_while_pinned(&copies)?;
-        let manner = Manner { vanished: Vanished::Problem, xattrs: true, until: Some(until) };
         if until.has_passed(self.clock.moment()) {
             return Err(self.scope.too_late("nothing was looked at yet"));
         }
-        let mut scan = self.scope.scan(&*self.clock, manner)?;
-        let mapped = self.maps.as_ref().map(|maps| maps().into_iter().collect()).unwrap_or_default();
-        let left_out = Round::new(self, &copies, scan.started, Some(until)).finish(&mut scan, &mapped)?;
+        let (look, brought) = self.with_census(|pinner, census| {
+            let look = pinner.scope.look(&*pinner.clock, census, Vanished::Problem, Some(until))?;
+            let mapped = pinner.maps.as_ref().map(|maps| maps().into_iter().collect()).unwrap_or_default();
+            let brought = Round::new(pinner, &copies, look.started, Some(until)).finish(census, &mapped)?;
+            Ok((look, brought))
+        })?;
         Ok(Box::new(TreePin {
             source: self.source.clone(),
             scope: Arc::clone(&self.scope),
             clock: Arc::clone(&self.clock),
             copies,
-            scan,
-            left_out,
+            look,
+            census: Arc::clone(&self.census),
+            brought,
             harvested: false,
         }))
     }

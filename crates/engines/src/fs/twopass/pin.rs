@@ -10,16 +10,15 @@ use model::{
     entry::{Entry, Harvest},
     id::SourceId,
     port::{Clock, Failure, Pin, Progress, Stage},
-    problem::Problem,
     time::Deadline,
     verdict::Stillness,
 };
-use os::tree::{Resolved, Vanished};
+use os::tree::{Census, Resolved};
 
-use super::copies::Copies;
+use super::{copies::Copies, stage::Brought, table::Place};
 use crate::fs::{
-    difference::differences,
-    scope::{Manner, Scan, Scope},
+    difference::Differences,
+    scope::{Look, Scope},
 };
 
 /// Everything in the tree as it was pinned.
@@ -28,30 +27,53 @@ pub(super) struct TreePin {
     pub scope: Arc<Scope>,
     pub clock: Arc<dyn Clock>,
     pub copies: Arc<Copies>,
-    /// The scan under the freeze, its entries with bodies.
-    pub scan: Scan,
-    /// Indexes of entries whose content could not be had, ordered.
-    pub left_out: Vec<usize>,
+    /// The look under the freeze, and what it saw.
+    pub look: Look,
+    pub census: Arc<Census>,
+    pub brought: Brought,
     pub harvested: bool,
 }
 
 impl Pin for TreePin {
     fn unchanged(&mut self, until: Deadline) -> Result<Stillness, Failure> {
-        let manner = Manner { vanished: Vanished::Expected, xattrs: false, until: Some(until) };
-        let now = self.scope.scan(&*self.clock, manner)?;
-        Ok(judge(&self.scan, &now))
+        if let Some(filesystem) = &self.look.foreign_clock {
+            let what = format!("{filesystem} stamps files by a clock that is not this machine's");
+            return Ok(Stillness::NotShown(what));
+        }
+        if self.scope.resolve()? != self.look.resolved {
+            let what = "a symbolic link on the way to it was changed under the locks";
+            return Ok(Stillness::NotShown(what.to_owned()));
+        }
+        let changes = self.scope.changes(&*self.clock, &self.census, self.look.floor, until)?;
+        Ok(if changes.count == 0 {
+            Stillness::NothingChanged(format!("{} names compared, none changed", self.census.names()))
+        } else {
+            Stillness::NotShown(Differences::from(changes).in_words())
+        })
     }
 
     fn harvest(&mut self, progress: &dyn Progress) -> Result<Harvest, Failure> {
         progress.begin(Stage::Scanning, None);
         self.harvested = true;
-        let mut entries = std::mem::take(&mut self.scan.entries);
-        let mut left_out = self.left_out.iter().copied().peekable();
-        let mut index = 0..;
-        entries.retain(|_| index.next().is_some_and(|index| left_out.next_if_eq(&index).is_none()));
-        entries.extend(way(&self.scan.resolved));
-        let problems = std::mem::take(&mut self.scan.problems);
-        let problems = problems.into_iter().map(|p: Problem| p.of(&self.source)).collect();
+        let mut entries = Vec::new();
+        let mut brought = std::mem::take(&mut self.brought);
+        self.census.each(
+            &mut |spot, mark, mut entry| match spot.and_then(|spot| brought.files.remove(&spot)) {
+                Some(Some(brought)) => entries.push(brought),
+                Some(None) => {}
+                None => {
+                    if let Some(place) = mark.and_then(Place::of_mark) {
+                        entry.body = self.copies.body(place);
+                    }
+                    entries.push(entry);
+                }
+            },
+        );
+        entries.extend(way(&self.look.resolved));
+        let mut problems = self.census.problems();
+        problems.append(&mut self.look.problems);
+        problems.append(&mut brought.problems);
+        let problems = problems.into_iter().map(|p| p.of(&self.source)).collect();
         progress.end();
         Ok(Harvest { entries, problems, ..Harvest::default() })
     }
@@ -81,24 +103,4 @@ pub(in crate::fs) fn way(resolved: &Resolved) -> Vec<Entry> {
     let mut way = resolved.way();
     way.retain(|entry| seen.insert(entry.path.clone()));
     way
-}
-
-/// Whether a scan shows that nothing changed since the pinning scan began.
-fn judge(pinned: &Scan, now: &Scan) -> Stillness {
-    if let Some(filesystem) = &now.foreign_clock {
-        return Stillness::NotShown(format!(
-            "{filesystem} stamps files by a clock that is not this machine's"
-        ));
-    }
-    if pinned.resolved != now.resolved {
-        return Stillness::NotShown(
-            "a symbolic link on the way to it was changed under the locks".to_owned(),
-        );
-    }
-    let found = differences(&pinned.entries, &now.entries, pinned.floor);
-    if found.count == 0 {
-        Stillness::NothingChanged(format!("{} names compared, none changed", now.entries.len()))
-    } else {
-        Stillness::NotShown(found.in_words())
-    }
 }

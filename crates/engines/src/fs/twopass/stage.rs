@@ -11,7 +11,7 @@ use std::{
 
 use jiff::Timestamp;
 use model::{
-    entry::{Body, Entry, Kind},
+    entry::{Body, Entry},
     pathtext,
     port::{Failure, FailureKind},
     problem::Problem,
@@ -21,7 +21,7 @@ use model::{
 use os::{
     extents::is_unsupported,
     staging::is_no_space,
-    tree::{read_entry_meta, said},
+    tree::{Census, Spot, read_entry_meta, said},
 };
 
 use super::{
@@ -29,7 +29,6 @@ use super::{
     copies::{Copies, Taken, Untaken, Way},
     table::{Place, Seen},
 };
-use crate::fs::scope::Scan;
 
 /// How often a file that changes under the freeze is tried.
 const TRIES: u32 = 3;
@@ -42,6 +41,14 @@ pub(super) enum Outcome {
     CannotClone,
     /// It is gone or cannot be read: the pin looks again.
     Skipped,
+}
+
+/// What the last round brought in.
+#[derive(Debug, Default)]
+pub(super) struct Brought {
+    /// By spot in the census, everything about files that had no mark; nothing where the content could not be had.
+    pub files: HashMap<Spot, Option<Entry>>,
+    pub problems: Vec<Problem>,
 }
 
 /// One round of a pinner.
@@ -78,59 +85,47 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// The last round: gives every regular file of the scan its body. Returns the indexes of those whose
-    /// content could not be had; each is a problem of the scan.
+    /// The last round: brings in every regular file of the census that has no mark or is mapped by someone held.
     pub(super) fn finish(
         &mut self,
-        scan: &mut Scan,
+        census: &mut Census,
         mapped: &HashSet<PathBuf>,
-    ) -> Result<Vec<usize>, Failure> {
-        let todo = self.sort(scan, mapped);
-        self.check_bound(scan, &todo)?;
-        let mut left_out = Vec::new();
-        for (done, &index) in todo.iter().enumerate() {
-            if self.is_late() {
-                return Err(self.too_late(scan, &todo[done..]));
-            }
-            let Some(entry) = scan.entries.get_mut(index) else { continue };
-            match self.settle(entry) {
-                Ok(problem) => scan.problems.extend(problem),
-                Err(Untaken::TooLate) => return Err(self.too_late(scan, &todo[done..])),
-                Err(Untaken::Staging(error)) => return Err(self.staging_failure(&error)),
-                Err(Untaken::Vanished) => {
-                    scan.problems.push(vanished(&entry.path));
-                    left_out.push(index);
-                }
-                Err(Untaken::Unreadable(error) | Untaken::CannotClone(error)) => {
-                    scan.problems.push(unreadable(&entry.path, &error));
-                    left_out.push(index);
-                }
-            }
-        }
-        Ok(left_out)
-    }
-
-    /// Gives files that need nothing their bodies; returns the indexes of the others.
-    fn sort(&self, scan: &mut Scan, mapped: &HashSet<PathBuf>) -> Vec<usize> {
+    ) -> Result<Brought, Failure> {
+        // What a held process has mapped may change without a trace.
+        mapped.iter().for_each(|path| census.unmark(path));
+        let mut brought = Brought::default();
         let mut todo = Vec::new();
-        for (index, entry) in scan.entries.iter_mut().enumerate().filter(|(_, e)| e.kind == Kind::File) {
+        for spot in census.unmarked_files() {
+            let Some(mut entry) = census.entry(spot) else { continue };
             match self.pinner.table.trusted(&entry.path, &entry.meta.stamp()) {
-                Some(place) if !mapped.contains(&entry.path) => entry.body = self.body(place),
-                _ => todo.push(index),
+                Some(place) if !mapped.contains(&entry.path) => {
+                    entry.body = self.copies.body(place);
+                    brought.files.insert(spot, Some(entry));
+                }
+                _ => todo.push((spot, entry)),
             }
         }
-        todo
-    }
-
-    fn body(&self, place: Place) -> Body {
-        match place {
-            Place::Parent => Body::Carried,
-            Place::Staged { number, .. } => Body::At(self.copies.path_of(number)),
+        self.check_bound(&todo)?;
+        let mut todo = todo.into_iter();
+        while let Some((spot, mut entry)) = todo.next() {
+            let settled = if self.is_late() { Err(Untaken::TooLate) } else { self.settle(&mut entry) };
+            let (kept, problem) = match settled {
+                Ok(problem) => (Some(entry), problem),
+                Err(Untaken::TooLate) => return Err(self.too_late(&entry, todo.as_slice())),
+                Err(Untaken::Staging(error)) => return Err(self.staging_failure(&error)),
+                Err(Untaken::Vanished) => (None, Some(vanished(&entry.path))),
+                Err(Untaken::Unreadable(error) | Untaken::CannotClone(error)) => {
+                    (None, Some(unreadable(&entry.path, &error)))
+                }
+            };
+            brought.files.insert(spot, kept);
+            brought.problems.extend(problem);
         }
+        Ok(brought)
     }
 
-    fn check_bound(&self, scan: &Scan, todo: &[usize]) -> Result<(), Failure> {
-        let entries = todo.iter().filter_map(|&index| scan.entries.get(index));
+    fn check_bound(&self, todo: &[(Spot, Entry)]) -> Result<(), Failure> {
+        let entries = todo.iter().map(|(_, entry)| entry);
         let copied: Bytes = entries.filter(|e| !self.pinner.clones(e)).map(|e| e.meta.size).sum();
         let most = self.pinner.limits.staged;
         if copied <= most {
@@ -223,9 +218,9 @@ impl<'a> Round<'a> {
         self.until.is_some_and(|until| until.has_passed(self.pinner.clock.moment()))
     }
 
-    fn too_late(&self, scan: &Scan, left: &[usize]) -> Failure {
-        let bytes: Bytes = left.iter().filter_map(|&i| scan.entries.get(i)).map(|e| e.meta.size).sum();
-        self.pinner.scope.too_late(&format!("{} changed files with {bytes} were left", left.len()))
+    fn too_late(&self, first: &Entry, others: &[(Spot, Entry)]) -> Failure {
+        let bytes: Bytes = others.iter().map(|(_, entry)| entry).chain([first]).map(|e| e.meta.size).sum();
+        self.pinner.scope.too_late(&format!("{} changed files with {bytes} were left", others.len() + 1))
     }
 
     fn staging_failure(&self, error: &io::Error) -> Failure {

@@ -5,6 +5,7 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
+    num::NonZeroU32,
     path::Path,
 };
 
@@ -22,6 +23,24 @@ pub(super) enum Place {
         /// No other path has this copy, so it may be brought up to date in place.
         own: bool,
     },
+}
+
+impl Place {
+    /// As a mark in a census, where the table is not at hand.
+    pub(super) fn mark(self) -> Option<NonZeroU32> {
+        match self {
+            Self::Parent => Some(NonZeroU32::MIN),
+            Self::Staged { number, .. } => number.checked_add(2).and_then(NonZeroU32::new),
+        }
+    }
+
+    /// The place that a mark means; whose copy it is, it does not say.
+    pub(super) fn of_mark(mark: NonZeroU32) -> Option<Self> {
+        match mark.get() {
+            1 => Some(Self::Parent),
+            staged => Some(Self::Staged { number: staged.checked_sub(2)?, own: false }),
+        }
+    }
 }
 
 /// What is known of one file.
