@@ -21,10 +21,12 @@ use model::{
     time::Deadline,
 };
 
+pub mod contents;
 pub mod hold;
 pub mod journal;
 pub mod pinner;
 pub mod shelf;
+pub mod site;
 pub mod store;
 
 /// Far more than any case takes that is not about deadlines.

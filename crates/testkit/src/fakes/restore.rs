@@ -168,3 +168,6 @@ impl Contents for MemoryBackup {
         parts.try_for_each(sink)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+//! What all [`Contents`] have to do.
+//!
+//! Crash story: see the parent.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use model::{
+    entry::Kind,
+    port::{Failure, FailureKind},
+    port_restore::Contents,
+};
+
+use super::cases;
+
+/// A backup under test.
+pub trait Bench {
+    /// Stores these regular files, and what is read from now on is that backup. Paths are relative to
+    /// [`Bench::root`].
+    fn store(&self, files: &BTreeMap<PathBuf, Vec<u8>>);
+    /// Where they are in the backup.
+    fn root(&self) -> PathBuf;
+    /// Opens the backup.
+    fn open(&self, look: &mut dyn FnMut(&dyn Contents));
+    /// Damages what is stored; whether that is possible.
+    fn damage(&self) -> bool;
+}
+
+/// Runs every case, each on a fresh bench.
+pub fn suite(make: impl Fn() -> Box<dyn Bench>) {
+    cases!(make:
+        what_was_stored_is_listed_and_read,
+        a_sink_that_fails_ends_the_reading,
+        threads_read_side_by_side,
+        what_is_not_there_is_an_error,
+        damage_is_never_handed_over,
+    );
+}
+
+/// Empty, small, and in several parts; two alike.
+fn files() -> BTreeMap<PathBuf, Vec<u8>> {
+    let noise = |count: u32| -> Vec<u8> {
+        (0..count).flat_map(|n| (n.wrapping_mul(2_654_435_761) >> 7).to_le_bytes()).collect()
+    };
+    let files = [
+        ("empty", vec![]),
+        ("small", b"small".to_vec()),
+        ("sub/same", b"small".to_vec()),
+        ("sub/large", noise(2_000_000)),
+    ];
+    files.map(|(path, bytes)| (PathBuf::from(path), bytes)).into()
+}
+
+fn item(contents: &dyn Contents, path: &Path) -> usize {
+    contents.listing().position(path).unwrap_or_else(|| panic!("{} is not listed", path.display()))
+}
+
+fn read(contents: &dyn Contents, item: usize) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    contents.read(item, &mut |part| {
+        bytes.extend_from_slice(part);
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+/// Stores the files and opens the backup.
+fn stored(bench: &dyn Bench, look: &mut dyn FnMut(&dyn Contents, &BTreeMap<PathBuf, Vec<u8>>)) {
+    let files: BTreeMap<_, _> = files().into_iter().map(|(p, b)| (bench.root().join(p), b)).collect();
+    bench.store(&self::files());
+    bench.open(&mut |contents| look(contents, &files));
+}
+
+/// Every file with its size and its bytes, again and again.
+pub fn what_was_stored_is_listed_and_read(bench: &dyn Bench) {
+    stored(bench, &mut |contents, files| {
+        let listing = contents.listing();
+        let listed =
+            listing.entries().iter().filter(|e| e.kind == Kind::File && e.path.starts_with(bench.root()));
+        assert_eq!(listed.count(), files.len());
+        for (path, bytes) in files.iter().chain(files) {
+            let item = item(contents, path);
+            assert_eq!(listing.entries()[item].meta.size.0, bytes.len() as u64);
+            match read(contents, item) {
+                Ok(found) => assert!(found == *bytes, "{} has other bytes", path.display()),
+                Err(failure) => panic!("{}: {}", path.display(), failure.in_full()),
+            }
+        }
+    });
+}
+
+/// It is called no more, and its failure comes out as it is.
+pub fn a_sink_that_fails_ends_the_reading(bench: &dyn Bench) {
+    stored(bench, &mut |contents, _| {
+        let mut calls = 0;
+        let failed = contents.read(item(contents, &bench.root().join("sub/large")), &mut |_| {
+            calls += 1;
+            Err(Failure::new(FailureKind::NoSpace, "the disk is full", ""))
+        });
+        assert!(matches!(failed, Err(failure) if failure.kind == FailureKind::NoSpace));
+        assert_eq!(calls, 1);
+    });
+}
+
+/// Each gets its own file.
+pub fn threads_read_side_by_side(bench: &dyn Bench) {
+    stored(bench, &mut |contents, files| {
+        std::thread::scope(|scope| {
+            for (path, bytes) in files.iter().chain(files) {
+                scope.spawn(move || {
+                    let found = read(contents, item(contents, path));
+                    assert!(found.is_ok_and(|found| found == *bytes), "{}", path.display());
+                });
+            }
+        });
+    });
+}
+
+/// Nothing is handed over for an index that nothing has.
+pub fn what_is_not_there_is_an_error(bench: &dyn Bench) {
+    stored(bench, &mut |contents, _| {
+        assert!(read(contents, contents.listing().entries().len()).is_err());
+    });
+}
+
+/// What is handed over is right as far as it goes, and a file that lacks anything fails.
+pub fn damage_is_never_handed_over(bench: &dyn Bench) {
+    let files: BTreeMap<_, _> = files().into_iter().map(|(p, b)| (bench.root().join(p), b)).collect();
+    bench.store(&self::files());
+    if !bench.damage() {
+        return;
+    }
+    let mut failed = 0;
+    bench.open(&mut |contents| {
+        for (path, bytes) in &files {
+            let mut found = Vec::new();
+            let done = contents.read(item(contents, path), &mut |part| {
+                found.extend_from_slice(part);
+                Ok(())
+            });
+            match done {
+                Ok(()) => assert!(found == *bytes, "{} has other bytes", path.display()),
+                Err(failure) => {
+                    failed += 1;
+                    assert_eq!(failure.kind, FailureKind::Damaged, "{}", failure.in_full());
+                    assert!(bytes.starts_with(&found), "{}: wrong bytes are handed over", path.display());
+                }
+            }
+        }
+    });
+    assert!(failed > 0, "the damage is not noticed");
+}
