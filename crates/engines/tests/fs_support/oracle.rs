@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -96,13 +96,27 @@ fn change_once(root: &Path, random: &mut StdRng) {
         .collect();
     let file = files.choose(random).unwrap();
     let new = root.join(format!("a/b/new-{}", random.random::<u32>()));
-    match random.random_range(0..10) {
+    match random.random_range(0..14) {
         0..3 => rewrite_secretly(file, random),
         3 => fs::write(file, vec![random.random(); random.random_range(0..20_000)]).unwrap(),
         4 => fs::write(new, random.random::<u64>().to_string()).unwrap(),
         5 if files.len() > 5 => fs::remove_file(file).unwrap(),
         6 => fs::rename(file, new).unwrap(),
         7 => fs::hard_link(file, new).unwrap(),
+        // Of a directory's own attributes, and of a file's, nothing but the change time tells.
+        9 => {
+            let value = random.random::<u64>().to_string();
+            let name = format!("user.note-{}", random.random_range(0..3));
+            let path = if random.random_bool(0.3) { &root.join("a/b") } else { file };
+            xattr::set(path, name, value.as_bytes()).unwrap();
+        }
+        10 => xattr::set(file, "system.posix_acl_access", &acl(random.random_range(2..1_000))).unwrap(),
+        11 => {
+            // Also with root's right to do so this is no change of the content.
+            let meta = fs::metadata(file).unwrap();
+            std::os::unix::fs::chown(file, Some(meta.uid()), Some(meta.gid())).unwrap();
+        }
+        12 => fs::create_dir_all(new.join("x/y")).unwrap(),
         8 => symlink(random.random::<u32>().to_string(), new).unwrap(),
         _ => {
             let mode = 0o400 | random.random_range(0..0o100);
@@ -111,6 +125,20 @@ fn change_once(root: &Path, random: &mut StdRng) {
             fs::set_permissions(file, fs::Permissions::from_mode(mode | 0o200)).unwrap();
         }
     }
+}
+
+/// Version 2, then entries of tag, permissions, id: acl(5) and linux/posix_acl_xattr.h.
+fn acl(user: u16) -> Vec<u8> {
+    let [low, high] = user.to_le_bytes();
+    [
+        &[2, 0, 0, 0][..],
+        &[1, 0, 6, 0, 255, 255, 255, 255],
+        &[2, 0, 4, 0, low, high, 0, 0],
+        &[4, 0, 4, 0, 255, 255, 255, 255],
+        &[16, 0, 4, 0, 255, 255, 255, 255],
+        &[32, 0, 0, 0, 255, 255, 255, 255],
+    ]
+    .concat()
 }
 
 /// The same size, and the modification time set back: only the change time tells.
