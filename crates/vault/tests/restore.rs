@@ -2,14 +2,22 @@
 
 mod common;
 
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
 
 use common::{Place, at, back_up, manifest};
 use model::{
     entry::{Kind, Meta},
+    id::BackupId,
     port::FailureKind,
     port_restore::{Contents, Fetch},
 };
+use testkit::conformance::contents::{Bench, suite};
 
 fn read(contents: &dyn Contents, item: usize) -> Result<Vec<u8>, model::port::Failure> {
     let mut bytes = Vec::new();
@@ -84,4 +92,46 @@ fn damage_is_named_and_nothing_wrong_is_handed_over() {
     assert_eq!(failure.kind, FailureKind::Damaged);
     assert!(failure.what.contains("big"), "{}", failure.what);
     assert!(whole.starts_with(&handed), "what was handed over is right as far as it goes");
+}
+
+/// A backup of files below a temporary directory.
+struct Stored {
+    place: Place,
+    id: RefCell<Option<BackupId>>,
+}
+
+impl Bench for Stored {
+    fn store(&self, files: &BTreeMap<PathBuf, Vec<u8>>) {
+        for (path, bytes) in files {
+            let path = self.root().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        let (id, draft) = back_up(&mut self.place.repository(), &self.root(), 1);
+        assert!(draft.problems.is_empty(), "{:?}", draft.problems);
+        *self.id.borrow_mut() = Some(id);
+    }
+    fn root(&self) -> PathBuf {
+        self.place.dir.path().join("tree")
+    }
+    fn open(&self, look: &mut dyn FnMut(&dyn Contents)) {
+        let mut repository = self.place.repository();
+        let id = self.id.borrow().clone().expect("something is stored");
+        look(&*Fetch::open(&mut repository, &id).unwrap());
+    }
+    fn damage(&self) -> bool {
+        let size = |path: &PathBuf| fs::metadata(path).unwrap().len();
+        let largest = self.place.files("data").into_iter().max_by_key(size).unwrap();
+        let mut bytes = fs::read(&largest).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::remove_file(&largest).unwrap();
+        fs::write(&largest, bytes).unwrap();
+        true
+    }
+}
+
+#[test]
+fn a_stored_backup_conforms() {
+    suite(|| Box::new(Stored { place: Place::new(), id: RefCell::default() }));
 }

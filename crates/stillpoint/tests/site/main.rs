@@ -3,6 +3,7 @@
 
 #![allow(clippy::print_stdout, reason = "seeds and plans are shown when a test fails")]
 
+mod job;
 mod trees;
 
 use std::{
@@ -12,97 +13,18 @@ use std::{
     sync::Arc,
 };
 
-use jiff::Timestamp;
+use job::{IN_PLACE, execute, request, restore};
 use model::{
-    cut::Stalls,
-    id::{AppName, BackupId, CutId, SourceId},
-    port::{Clock, Failure, FailureKind, Journal, Silent},
+    port::{Clock, Failure, FailureKind, Journal},
     problem::Effect,
-    record::{BackupRecord, PinNote, RECORD_VERSION, StoredBackup},
-    restore::{Exchange, Request, RestorePlan, RestoreReport, Target},
-    size::Bytes,
-    time::{Deadline, Millis, Moment},
+    restore::{Exchange, Request, Target},
+    time::{Deadline, Moment},
     undo::{Ticket, Undo},
-    verdict::Verdict,
 };
-use orchestrate::restore::{Job, plan, run};
+use orchestrate::restore::plan;
 use os::{clock::SystemClock, site::LocalSite, undo};
 use testkit::fakes::{journal::MemoryJournal, restore::MemoryBackup};
 use trees::{Content, assert_same, back_up, contents, grow, leftovers, open_up, portrait};
-
-fn stored(pins: &[(&str, &Path)]) -> StoredBackup {
-    let pins = pins
-        .iter()
-        .map(|(kind, path)| PinNote {
-            source: SourceId::new(kind, path.display()),
-            method: "test".into(),
-            path: path.to_path_buf(),
-        })
-        .collect();
-    let record = BackupRecord {
-        version: RECORD_VERSION,
-        cut: CutId::at(Timestamp::UNIX_EPOCH, [1, 2, 3]),
-        application: AppName::new("hydro").unwrap(),
-        verdict: Verdict::Consistent,
-        looks_wrong: None,
-        label: None,
-        stalls: Stalls { total: Millis(1.0), downtime: None, per_hold: vec![] },
-        files: 0,
-        bytes: Bytes(0),
-        bytes_added: Bytes(0),
-        duration_s: 0.0,
-        problems: vec![],
-        problem_count: 0,
-        pins,
-    };
-    StoredBackup {
-        id: BackupId::new("ab".repeat(32)).unwrap(),
-        time: Timestamp::UNIX_EPOCH,
-        received: Timestamp::UNIX_EPOCH,
-        record: Some(record),
-        accepted: false,
-    }
-}
-
-fn request(target: Target, pins: &[(&str, &Path)]) -> Request {
-    Request {
-        application: AppName::new("hydro").unwrap(),
-        backup: stored(pins),
-        target,
-        keep_out: vec![],
-        has_hooks: false,
-        accept_incomplete: false,
-    }
-}
-
-const IN_PLACE: Target = Target::InPlace { keep_old: false };
-
-fn execute(
-    plan: &RestorePlan,
-    backup: &MemoryBackup,
-    journal: Arc<dyn Journal>,
-) -> Result<RestoreReport, Failure> {
-    let clock: &dyn Clock = &SystemClock;
-    let job = Job {
-        contents: backup,
-        site: &LocalSite,
-        journal,
-        clock,
-        progress: &Silent,
-        threads: 3,
-        reread: true,
-    };
-    run(plan, &job, None)
-}
-
-fn restore(request: &Request, backup: &MemoryBackup) -> Result<RestoreReport, Failure> {
-    let plan = plan(request, backup, &LocalSite)?;
-    println!("{}", plan.describe().join("\n"));
-    let journal = Arc::new(MemoryJournal::default());
-    let report = execute(&plan, backup, journal.clone());
-    assert_eq!(journal.open(), [], "nothing is left to undo");
-    report
-}
 
 /// The new tree is the old one to the last attribute.
 #[test]

@@ -39,8 +39,11 @@ pub fn suite(make: impl Fn() -> Box<dyn Bench>) {
     );
 }
 
+/// Bytes by path.
+type Files = BTreeMap<PathBuf, Vec<u8>>;
+
 /// Empty, small, and in several parts; two alike.
-fn files() -> BTreeMap<PathBuf, Vec<u8>> {
+fn files() -> Files {
     let noise = |count: u32| -> Vec<u8> {
         (0..count).flat_map(|n| (n.wrapping_mul(2_654_435_761) >> 7).to_le_bytes()).collect()
     };
@@ -67,15 +70,15 @@ fn read(contents: &dyn Contents, item: usize) -> Result<Vec<u8>, Failure> {
 }
 
 /// Stores the files and opens the backup.
-fn stored(bench: &dyn Bench, look: &mut dyn FnMut(&dyn Contents, &BTreeMap<PathBuf, Vec<u8>>)) {
-    let files: BTreeMap<_, _> = files().into_iter().map(|(p, b)| (bench.root().join(p), b)).collect();
+fn stored(bench: &dyn Bench, mut look: impl FnMut(&dyn Contents, &Files)) {
+    let files: Files = files().into_iter().map(|(p, b)| (bench.root().join(p), b)).collect();
     bench.store(&self::files());
     bench.open(&mut |contents| look(contents, &files));
 }
 
 /// Every file with its size and its bytes, again and again.
 pub fn what_was_stored_is_listed_and_read(bench: &dyn Bench) {
-    stored(bench, &mut |contents, files| {
+    stored(bench, |contents, files| {
         let listing = contents.listing();
         let listed =
             listing.entries().iter().filter(|e| e.kind == Kind::File && e.path.starts_with(bench.root()));
@@ -93,7 +96,7 @@ pub fn what_was_stored_is_listed_and_read(bench: &dyn Bench) {
 
 /// It is called no more, and its failure comes out as it is.
 pub fn a_sink_that_fails_ends_the_reading(bench: &dyn Bench) {
-    stored(bench, &mut |contents, _| {
+    stored(bench, |contents, _| {
         let mut calls = 0;
         let failed = contents.read(item(contents, &bench.root().join("sub/large")), &mut |_| {
             calls += 1;
@@ -106,7 +109,7 @@ pub fn a_sink_that_fails_ends_the_reading(bench: &dyn Bench) {
 
 /// Each gets its own file.
 pub fn threads_read_side_by_side(bench: &dyn Bench) {
-    stored(bench, &mut |contents, files| {
+    stored(bench, |contents, files| {
         std::thread::scope(|scope| {
             for (path, bytes) in files.iter().chain(files) {
                 scope.spawn(move || {
@@ -120,14 +123,14 @@ pub fn threads_read_side_by_side(bench: &dyn Bench) {
 
 /// Nothing is handed over for an index that nothing has.
 pub fn what_is_not_there_is_an_error(bench: &dyn Bench) {
-    stored(bench, &mut |contents, _| {
+    stored(bench, |contents, _| {
         assert!(read(contents, contents.listing().entries().len()).is_err());
     });
 }
 
 /// What is handed over is right as far as it goes, and a file that lacks anything fails.
 pub fn damage_is_never_handed_over(bench: &dyn Bench) {
-    let files: BTreeMap<_, _> = files().into_iter().map(|(p, b)| (bench.root().join(p), b)).collect();
+    let files: Files = files().into_iter().map(|(p, b)| (bench.root().join(p), b)).collect();
     bench.store(&self::files());
     if !bench.damage() {
         return;
