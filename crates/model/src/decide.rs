@@ -105,6 +105,12 @@ fn processes(application: &Application, facts: &Facts, plan: &mut CutPlan) {
             format!("the processes of {whom} cannot be held: {}", found.why),
             "directories count as held only if nothing in them changes during the cut",
         )),
+        (None, Some(found)) if found.unknown => plan.problems.push(Problem::new(
+            Effect::Note,
+            None,
+            format!("the processes of {whom} are not known, so none is held: {}", found.why),
+            "directories count as held only if nothing in them changes during the cut",
+        )),
         _ => plan.notes.push(format!("no process of {whom} runs, so none is held")),
     }
 }

@@ -103,6 +103,8 @@ pub struct ProcessFacts {
     pub method: Option<ProcessMethod>,
     /// Why a better method cannot be used, or why none can.
     pub why: String,
+    /// It cannot be told who they are, for the reason in `why`: somebody may run whom nobody holds.
+    pub unknown: bool,
 }
 
 /// How processes are held, best first.

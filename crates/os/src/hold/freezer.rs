@@ -15,7 +15,7 @@ use model::{
 use super::{
     HeldList,
     cgroup::{ControlGroup, State},
-    targets::{Targets, count},
+    targets::Targets,
 };
 use crate::{
     clock::{deadline_in, left},
@@ -138,9 +138,8 @@ impl Frozen for FrozenGroup {
         }
         self.check_members()?;
         let threads = self.processes.iter().map(|p| process::threads(p.pid).len()).sum();
-        let held = count(threads, self.processes.len());
-        let group = self.group.directory().display();
-        Ok(Stillness::WritersFrozen(format!("{held} of {} frozen in {group}", self.targets.name())))
+        let how = format!("frozen in {}", self.group.directory().display());
+        Ok(self.targets.shown(threads, self.processes.len(), &how))
     }
 
     fn thaw(mut self: Box<Self>) -> Result<(), Failure> {

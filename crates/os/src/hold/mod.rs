@@ -38,6 +38,8 @@ pub struct ProcessHold {
     targets: Targets,
     method: ProcessMethod,
     journal: Arc<dyn Journal>,
+    /// Who ran when it was prepared.
+    known: Vec<ProcessRef>,
     held: Arc<Mutex<Vec<ProcessRef>>>,
 }
 
@@ -51,7 +53,13 @@ impl ProcessHold {
         except: impl IntoIterator<Item = u32>,
         journal: Arc<dyn Journal>,
     ) -> Self {
-        Self { targets: Targets::new(selector, except), method, journal, held: Arc::default() }
+        Self {
+            targets: Targets::new(selector, except),
+            method,
+            journal,
+            known: Vec::new(),
+            held: Arc::default(),
+        }
     }
 
     /// More processes that have to answer while the others are held.
@@ -89,6 +97,7 @@ impl Hold for ProcessHold {
             return Err(Failure::new(FailureKind::Refused, what, remedy));
         }
         let hidden = process::unreadable_maps(&processes);
+        self.known.clone_from(&processes);
         let problem = |p: &ProcessRef| {
             let what = format!("what process {} has mapped into memory cannot be seen", p.pid);
             let remedy = "run as root, or as the application's user";
@@ -98,12 +107,12 @@ impl Hold for ProcessHold {
     }
 
     /// Holds whoever runs, until `until` at the latest. That nobody runs any more, because a stop hook came
-    /// first, is a hold too.
+    /// first, is no failure, but shows nothing.
     fn freeze(&mut self, until: Deadline) -> Result<Box<dyn Frozen>, Failure> {
         let (targets, held) = (self.targets.clone(), HeldList(Arc::clone(&self.held)));
         let journal = Arc::clone(&self.journal);
         match &self.method {
-            ProcessMethod::Ptrace => ptrace::hold(targets, until, held),
+            ProcessMethod::Ptrace => ptrace::hold(targets, self.known.clone(), until, held),
             ProcessMethod::Freezer { cgroup } => freezer::hold(cgroup, targets, journal, until, held),
             ProcessMethod::Stop => stop::hold(targets, journal, until, held),
         }

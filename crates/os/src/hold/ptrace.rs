@@ -5,9 +5,10 @@
 //!
 //! Crash story: the kernel lets everybody go when the tracer ends, however it ends, and hands on the signals
 //! that were about to be taken; so nothing is journalled. The tracer lets go by itself when its time is over
-//! or when the guard is gone. Threads and children that are born while we seize are traced from birth if
-//! their maker was seized before, and found by looking again if it was not: the set is complete when all
-//! known are stopped and another look finds nobody new. While an ordinary user seizes (not root), a
+//! or when the guard is gone. Those who were known before are seized without looking for others first; threads
+//! and children that are born meanwhile are traced from birth if their maker was seized before, and found by
+//! one look if it was not: the set is complete when all known are stopped and a look begun after that finds
+//! nobody new. A look at all processes of the machine is the most expensive thing here. While an ordinary user seizes (not root), a
 //! set-user-id program started in just these microseconds would run without its privileges.
 
 use std::{
@@ -27,7 +28,7 @@ use model::{
 
 use super::{
     HeldList,
-    targets::{Targets, count, describe_thread},
+    targets::{Targets, describe_thread},
     trace::{self, Stop},
 };
 use crate::{
@@ -57,9 +58,10 @@ pub(super) struct Traced {
     _held: HeldList,
 }
 
-/// Holds them, until thawed or until the deadline.
+/// Holds them, until thawed or until the deadline. Who is `known` to be among them is seized first.
 pub(super) fn hold(
     targets: Targets,
+    known: Vec<ProcessRef>,
     until: Deadline,
     mut held: HeldList,
 ) -> Result<Box<dyn Frozen>, Failure> {
@@ -67,7 +69,7 @@ pub(super) fn hold(
     let (ready, answer) = channel();
     let tracer = thread::Builder::new()
         .name("tracer".to_owned())
-        .spawn(move || serve(targets, until, &ready, &receiver))
+        .spawn(move || serve(targets, &known, until, &ready, &receiver))
         .map_err(|error| Failure::new(FailureKind::Other, "cannot start a thread", "").because(error))?;
     // From here on the drop lets go.
     let answered = answer.recv();
@@ -135,12 +137,13 @@ impl Drop for Traced {
 /// The tracer's life.
 fn serve(
     targets: Targets,
+    known: &[ProcessRef],
     until: Deadline,
     ready: &Sender<Result<BTreeSet<ProcessRef>, Failure>>,
     asks: &Receiver<Ask>,
 ) {
     let mut tracees = Tracees { targets, threads: BTreeMap::new(), me: own_tid() };
-    let held = tracees.hold_in_tries(until);
+    let held = tracees.hold_in_tries(known, until);
     let failed = held.is_err();
     // A guard that is gone already is noticed by the next receive.
     let _ = ready.send(held.map(|()| tracees.processes()));
@@ -205,10 +208,10 @@ impl Tracees {
         self.threads.values().map(|t| t.process).collect()
     }
 
-    fn hold_in_tries(&mut self, until: Deadline) -> Result<(), Failure> {
+    fn hold_in_tries(&mut self, known: &[ProcessRef], until: Deadline) -> Result<(), Failure> {
         loop {
             let time = (left(until) / 4).max(SHORTEST_TRY).min(left(until));
-            let failure = match self.hold(deadline_in(time)) {
+            let failure = match self.hold(known, deadline_in(time)) {
                 Ok(()) => return Ok(()),
                 Err(failure) => failure,
             };
@@ -221,12 +224,15 @@ impl Tracees {
     }
 
     /// Stops everybody.
-    fn hold(&mut self, until: Deadline) -> Result<(), Failure> {
+    fn hold(&mut self, known: &[ProcessRef], until: Deadline) -> Result<(), Failure> {
+        let known: Vec<ProcessRef> = known.iter().copied().filter(|p| process::alive(*p)).collect();
+        let mut unsure = self.seize_all(&known)? > 0;
         loop {
             // Looked for only when all known are stopped: then nobody of them can make another.
-            if self.seize_newcomers()? == 0 && self.rouse() == 0 {
+            if !unsure && self.seize_newcomers()? == 0 && self.rouse() == 0 {
                 return Ok(());
             }
+            unsure = false;
             while let Some(tid) = self.collect_stops()? {
                 if left(until).is_zero() {
                     return Err(self.too_slow(tid));
@@ -255,8 +261,13 @@ impl Tracees {
 
     /// Seizes and interrupts whoever is not traced yet; says how many that were.
     fn seize_newcomers(&mut self) -> Result<usize, Failure> {
+        let found: Vec<ProcessRef> = self.targets.find()?.into_iter().collect();
+        self.seize_all(&found)
+    }
+
+    fn seize_all(&mut self, processes: &[ProcessRef]) -> Result<usize, Failure> {
         let mut new = 0;
-        for process in self.targets.find()? {
+        for process in processes.iter().copied() {
             for tid in process::threads(process.pid) {
                 if !self.threads.contains_key(&tid) && self.seize(process, tid)? {
                     new += 1;
@@ -302,6 +313,9 @@ impl Tracees {
         let mut roused = 0;
         let mut ended = Vec::new();
         for (tid, tracee) in &mut self.threads {
+            if trace::is_stopped(*tid) {
+                continue;
+            }
             match stat::read_thread(tracee.process.pid, *tid) {
                 Ok(stat) if stat.state == b't' => {}
                 Ok(stat) if !stat.has_ended() && trace::interrupt(*tid).is_ok() => {
@@ -357,12 +371,12 @@ impl Tracees {
     fn prove(&self) -> Result<Stillness, Failure> {
         for (tid, tracee) in &self.threads {
             let pid = tracee.process.pid;
-            if !stat::read_thread(pid, *tid).is_ok_and(|stat| stat.state == b't') {
+            if !trace::is_stopped(*tid) {
                 return Err(lost(&format!("{} was not held to the end", describe_thread(pid, *tid))));
             }
         }
         let known = self.processes();
-        for process in self.targets.find()? {
+        for process in self.targets.find_beside(&known)? {
             let pid = process.pid;
             // A thread that ended before the others were held stays a zombie as long as we trace it.
             let new = |tid: &u32| !self.threads.contains_key(tid) && !has_ended(pid, *tid);
@@ -371,8 +385,7 @@ impl Tracees {
                 return Err(lost(&format!("{whom} came while the others were held")));
             }
         }
-        let held = count(self.threads.len(), known.len());
-        Ok(Stillness::WritersFrozen(format!("{held} of {} in tracing stop", self.targets.name())))
+        Ok(self.targets.shown(self.threads.len(), known.len(), "in tracing stop"))
     }
 
     /// Lets everybody go, handing on signals.

@@ -16,7 +16,7 @@ use rustix::process::Signal;
 
 use super::{
     HeldList,
-    targets::{Targets, count, describe_thread, thread_states},
+    targets::{Targets, describe_thread, thread_states},
 };
 use crate::{
     clock::{deadline_in, left},
@@ -154,8 +154,7 @@ impl Frozen for Stopped {
         if let Some(new) = self.targets.find()?.difference(&self.all).next() {
             return lost(format!("process {} came while the others were stopped", new.pid));
         }
-        let held = count(threads, self.all.len());
-        Ok(Stillness::WritersFrozen(format!("{held} of {} stopped", self.targets.name())))
+        Ok(self.targets.shown(threads, self.all.len(), "stopped"))
     }
 
     fn thaw(mut self: Box<Self>) -> Result<(), Failure> {

@@ -8,6 +8,7 @@ use model::{
     inventory::ProcessSelector,
     port::{Failure, FailureKind},
     undo::ProcessRef,
+    verdict::Stillness,
 };
 
 use crate::process::{self, ProcessError, select, stat};
@@ -46,12 +47,35 @@ impl Targets {
         Ok(found.into_iter().collect())
     }
 
+    /// The same for one who has stopped all these. Whoever stands still makes nobody, so of a pid file only
+    /// the process that it names can be another.
+    ///
+    /// # Errors
+    /// [`FailureKind::Refused`] if one of them must not be held.
+    pub fn find_beside(&self, stopped: &BTreeSet<ProcessRef>) -> Result<BTreeSet<ProcessRef>, Failure> {
+        let ProcessSelector::PidFile(path) = &self.selector else { return self.find() };
+        match select::root_of(path).map_err(|error| self.not_found(error))? {
+            Some(root) if !stopped.contains(&root) => self.find(),
+            _ => Ok(stopped.clone()),
+        }
+    }
+
+    /// What it shows that so many stand still: nothing, if nobody was there to be held.
+    pub fn shown(&self, threads: usize, processes: usize, how: &str) -> Stillness {
+        let name = self.name();
+        if processes == 0 {
+            return Stillness::NotShown(format!("no process of {name} ran when they were to be held"));
+        }
+        Stillness::WritersFrozen(format!("{} of {name} {how}", count(threads, processes)))
+    }
+
     fn not_found(&self, error: ProcessError) -> Failure {
         let kind = match error {
             ProcessError::Proc { .. } => FailureKind::Other,
-            ProcessError::PidFile { .. } | ProcessError::NoPid { .. } | ProcessError::Ambiguous { .. } => {
-                FailureKind::Refused
-            }
+            ProcessError::PidFile { .. }
+            | ProcessError::NoPid { .. }
+            | ProcessError::StalePidFile { .. }
+            | ProcessError::Ambiguous { .. } => FailureKind::Refused,
         };
         Failure::new(kind, format!("cannot find the processes of {}", self.name()), "").because(error)
     }
@@ -76,7 +100,7 @@ pub(super) fn thread_states(process: ProcessRef) -> Vec<(u32, u8)> {
 }
 
 /// How many threads and processes, for people: `41 threads of 3 processes`.
-pub(super) fn count(threads: usize, processes: usize) -> String {
+fn count(threads: usize, processes: usize) -> String {
     let s = |n: usize| if n == 1 { "" } else { "s" };
     let es = if processes == 1 { "" } else { "es" };
     format!("{threads} thread{} of {processes} process{es}", s(threads))

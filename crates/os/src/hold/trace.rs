@@ -78,14 +78,24 @@ pub(super) fn stopped(tid: u32) -> io::Result<Option<Stop>> {
     }))
 }
 
+/// Whether this thread traces it and it is in a stop: only then does the kernel answer. Much cheaper than
+/// asking `/proc`.
+pub(super) fn is_stopped(tid: u32) -> bool {
+    message(tid).is_ok()
+}
+
 /// Whom a thread in a stop [`Stop::Born`] has made.
 fn born(tid: u32) -> io::Result<u32> {
+    u32::try_from(message(tid)?).map_err(io::Error::other)
+}
+
+fn message(tid: u32) -> io::Result<libc::c_ulong> {
     let mut message: libc::c_ulong = 0;
     // SAFETY: GETEVENTMSG writes one unsigned long to the data pointer, which is that of a live local.
     let result =
         unsafe { libc::ptrace(libc::PTRACE_GETEVENTMSG, id(tid)?, ptr::null_mut::<u8>(), &raw mut message) };
     check(result)?;
-    u32::try_from(message).map_err(io::Error::other)
+    Ok(message)
 }
 
 fn id(tid: u32) -> io::Result<libc::pid_t> {

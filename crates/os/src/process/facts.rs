@@ -24,16 +24,16 @@ pub fn facts(selector: &ProcessSelector) -> ProcessFacts {
                 Some(cause) => format!("{error}: {cause}"),
                 None => error.to_string(),
             };
-            return ProcessFacts { pids: Vec::new(), method: None, why };
+            return ProcessFacts { pids: Vec::new(), method: None, why, unknown: true };
         }
     };
     let pids = processes.iter().map(|p| p.pid).collect();
     if processes.is_empty() {
         let why = format!("no process of {} runs", describe(selector));
-        return ProcessFacts { pids, method: None, why };
+        return ProcessFacts { pids, method: None, why, unknown: false };
     }
     let (method, why) = choose(&processes);
-    ProcessFacts { pids, method, why }
+    ProcessFacts { pids, method, why, unknown: false }
 }
 
 fn choose(processes: &[ProcessRef]) -> (Option<ProcessMethod>, String) {

@@ -47,6 +47,18 @@ pub enum ProcessError {
         /// The pid file.
         path: PathBuf,
     },
+    /// The pid file is older than the process that has this number now, so it names one that has ended.
+    #[error(
+        "the pid file {} is stale: process {pid} started after it was written; restart the application, name \
+         it by its unit, or touch the file if it is right and the clock was set since",
+        .path.display()
+    )]
+    StalePidFile {
+        /// The pid file.
+        path: PathBuf,
+        /// Who has the number now.
+        pid: u32,
+    },
     /// Several control groups bear the name of the unit.
     #[error(
         "more than one control group is named {unit}: {groups}; name the application by pid_file instead"

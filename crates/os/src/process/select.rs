@@ -5,12 +5,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    fs::File,
+    io::{self, Read},
     path::Path,
+    time::{Duration, SystemTime},
 };
 
 use model::{inventory::ProcessSelector, pathtext, undo::ProcessRef};
 
 use super::{ProcessError, stat};
+
+/// How much older than its process a pid file may seem. A process writes it after its start, but the time of
+/// the boot is told in whole seconds.
+const WRITTEN_EARLY: Duration = Duration::from_secs(2);
 
 /// The processes of a systemd unit, or of a pid file with all their descendants, in the order of their ids;
 /// empty if none runs.
@@ -41,14 +48,13 @@ fn of_unit(unit: &str) -> Result<Vec<ProcessRef>, ProcessError> {
     let mut groups = BTreeSet::new();
     let mut found = BTreeSet::new();
     for pid in all()? {
-        let Some(process) = super::process_ref(pid) else { continue };
         // Gone meanwhile, or hidden from us: then it is not ours to hold either.
         let Ok(text) = fs::read(format!("/proc/{pid}/cgroup")) else { continue };
         let text = String::from_utf8_lossy(&text);
-        if let Some(group) = unit_group(&text, unit) {
-            groups.insert(group);
-            found.insert(process);
-        }
+        let Some(group) = unit_group(&text, unit) else { continue };
+        let Some(process) = super::process_ref(pid) else { continue };
+        groups.insert(group);
+        found.insert(process);
     }
     if groups.len() > 1 {
         let groups = groups.into_iter().collect::<Vec<_>>().join(", ");
@@ -76,11 +82,23 @@ fn unit_group(text: &str, unit: &str) -> Option<String> {
 }
 
 fn of_pid_file(path: &Path) -> Result<Vec<ProcessRef>, ProcessError> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
+    match root_of(path)? {
+        Some(root) => with_descendants(root),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// The process that a pid file names; `None` if there is no file or that process has ended.
+///
+/// # Errors
+/// If the file cannot be used, or is older than the process that has the number now.
+pub(crate) fn root_of(path: &Path) -> Result<Option<ProcessRef>, ProcessError> {
+    let unreadable = |source| ProcessError::PidFile { path: path.into(), source };
+    let (text, written) = match read_with_time(path) {
+        Ok(read) => read,
         // A daemon removes its pid file when it ends.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(ProcessError::PidFile { path: path.into(), source }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(unreadable(source)),
     };
     let pid = text
         .split_ascii_whitespace()
@@ -88,16 +106,54 @@ fn of_pid_file(path: &Path) -> Result<Vec<ProcessRef>, ProcessError> {
         .and_then(|word| word.parse::<u32>().ok())
         .filter(|pid| *pid > 0)
         .ok_or_else(|| ProcessError::NoPid { path: path.into() })?;
-    with_descendants(pid)
+    let Some(root) = super::process_ref(pid) else { return Ok(None) };
+    let started = started_at(root)?;
+    if started > written + WRITTEN_EARLY {
+        return Err(ProcessError::StalePidFile { path: path.into(), pid });
+    }
+    Ok(Some(root))
 }
 
-/// A process and all its descendants, read again until two readings agree: a child born during a reading
-/// may be missed by it.
-fn with_descendants(pid: u32) -> Result<Vec<ProcessRef>, ProcessError> {
-    let mut before = descendants(pid)?;
-    // Whoever forks without end is caught by the hold, which looks again after it has stopped them.
+fn read_with_time(path: &Path) -> io::Result<(String, SystemTime)> {
+    let mut file = File::open(path)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok((text, file.metadata()?.modified()?))
+}
+
+/// When a process started, by the wall clock: `btime` of proc_stat(5) is in whole seconds, field 22 of
+/// proc_pid_stat(5) in clock ticks since then.
+fn started_at(process: ProcessRef) -> Result<SystemTime, ProcessError> {
+    let path = Path::new("/proc/stat");
+    let failed = |source| ProcessError::Proc { path: path.into(), source };
+    let stat = fs::read_to_string(path).map_err(failed)?;
+    let boot = stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse::<u64>().ok());
+    let boot =
+        boot.ok_or_else(|| failed(io::Error::other("it does not tell when the machine was booted")))?;
+    let since = Duration::from_millis(process.start.saturating_mul(1000) / ticks_per_second());
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(boot) + since)
+}
+
+fn ticks_per_second() -> u64 {
+    // SAFETY: sysconf takes a number and gives one; no memory is handed over.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    // 100 is USER_HZ on every architecture that we know.
+    u64::try_from(ticks).ok().filter(|ticks| *ticks > 0).unwrap_or(100)
+}
+
+/// A process and all its descendants. A child born during the reading may be missed: the holds look again
+/// when all known stand still.
+fn with_descendants(root: ProcessRef) -> Result<Vec<ProcessRef>, ProcessError> {
+    let reading = Reading::of_all()?;
+    let settled = reading.all_parents_were_seen;
+    let mut before = reading.descendants(root);
+    if settled {
+        return Ok(before.into_iter().collect());
+    }
+    // Whoever lost his parent while we read may have been handed to one of the descendants; or his parent is
+    // hidden from us, then another reading says the same.
     for _ in 0..8 {
-        let now = descendants(pid)?;
+        let now = Reading::of_all()?.descendants(root);
         if now == before {
             break;
         }
@@ -106,29 +162,48 @@ fn with_descendants(pid: u32) -> Result<Vec<ProcessRef>, ProcessError> {
     Ok(before.into_iter().collect())
 }
 
-fn descendants(root: u32) -> Result<BTreeSet<ProcessRef>, ProcessError> {
-    let mut children: BTreeMap<u32, Vec<ProcessRef>> = BTreeMap::new();
-    let mut found = BTreeSet::new();
-    for pid in all()? {
-        let Ok(stat) = stat::read(pid) else { continue };
-        if stat.has_ended() {
-            continue;
+/// One reading of all processes.
+struct Reading {
+    children: BTreeMap<u32, Vec<ProcessRef>>,
+    alive: BTreeSet<ProcessRef>,
+    all_parents_were_seen: bool,
+}
+
+impl Reading {
+    fn of_all() -> Result<Self, ProcessError> {
+        let mut children: BTreeMap<u32, Vec<ProcessRef>> = BTreeMap::new();
+        let mut alive = BTreeSet::new();
+        for pid in all()? {
+            let Ok(stat) = stat::read(pid) else { continue };
+            if stat.has_ended() {
+                continue;
+            }
+            let process = ProcessRef { pid, start: stat.start };
+            alive.insert(process);
+            children.entry(stat.parent).or_default().push(process);
         }
-        let process = ProcessRef { pid, start: stat.start };
-        if pid == root {
-            found.insert(process);
-        }
-        children.entry(stat.parent).or_default().push(process);
+        let pids: BTreeSet<u32> = alive.iter().map(|p| p.pid).collect();
+        // 0 is the parent of those that come from outside.
+        let all_parents_were_seen = children.keys().all(|parent| *parent == 0 || pids.contains(parent));
+        Ok(Self { children, alive, all_parents_were_seen })
     }
-    let mut open: Vec<u32> = found.iter().map(|p| p.pid).collect();
-    while let Some(pid) = open.pop() {
-        for child in children.remove(&pid).unwrap_or_default() {
-            if found.insert(child) {
-                open.push(child.pid);
+
+    fn descendants(mut self, root: ProcessRef) -> BTreeSet<ProcessRef> {
+        let mut found = BTreeSet::new();
+        let mut open = Vec::new();
+        if self.alive.contains(&root) {
+            found.insert(root);
+            open.push(root.pid);
+        }
+        while let Some(pid) = open.pop() {
+            for child in self.children.remove(&pid).unwrap_or_default() {
+                if found.insert(child) {
+                    open.push(child.pid);
+                }
             }
         }
+        found
     }
-    Ok(found)
 }
 
 /// The ids of our ancestors, nearest first.
@@ -151,7 +226,8 @@ mod tests {
 
     use model::inventory::ProcessSelector;
 
-    use super::{ancestors, find, unit_group};
+    use super::{ancestors, find, root_of, unit_group};
+    use crate::process::{ProcessError, this_process};
 
     #[test]
     fn a_unit_is_a_whole_component() {
@@ -191,6 +267,24 @@ mod tests {
 
         fs::write(&file, "none").unwrap();
         assert!(find(&selector).unwrap_err().to_string().contains("does not hold a process id"));
+    }
+
+    #[test]
+    fn a_pid_file_older_than_the_process_of_that_number_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        fs::write(&file, std::process::id().to_string()).unwrap();
+        assert_eq!(root_of(&file).unwrap(), Some(this_process().unwrap()));
+
+        let hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+        fs::File::options().write(true).open(&file).unwrap().set_modified(hour_ago).unwrap();
+        let error = find(&ProcessSelector::PidFile(file.clone())).unwrap_err();
+        assert!(matches!(error, ProcessError::StalePidFile { pid, .. } if pid == std::process::id()));
+
+        // Whoever had the number has ended: then nothing runs, however old the file is.
+        fs::write(&file, "4194305").unwrap();
+        fs::File::options().write(true).open(&file).unwrap().set_modified(hour_ago).unwrap();
+        assert_eq!(root_of(&file).unwrap(), None);
     }
 
     #[test]

@@ -2,7 +2,12 @@
 //!
 //! Crash story: reads only.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
 
 /// What is used of one line of `stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,9 +40,11 @@ pub(crate) fn read_thread(pid: u32, tid: u32) -> io::Result<Stat> {
 }
 
 fn read_file(path: &str) -> io::Result<Stat> {
-    // The name in field 2 is any bytes.
-    let bytes = fs::read(path)?;
-    parse(&bytes)
+    // The name in field 2 is any bytes. The kernel gives the whole line, which is shorter than this, at once;
+    // one reading, because the holds read many while writers wait.
+    let mut buffer = [0; 1024];
+    let read = File::open(path)?.read(&mut buffer)?;
+    parse(&buffer[..read])
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{path} has another form")))
 }
 
@@ -45,13 +52,13 @@ fn read_file(path: &str) -> io::Result<Stat> {
 fn parse(bytes: &[u8]) -> Option<Stat> {
     let after = bytes.iter().rposition(|b| *b == b')')? + 1;
     let text = std::str::from_utf8(&bytes[after..]).ok()?;
-    let fields: Vec<&str> = text.split_ascii_whitespace().collect();
+    let mut fields = text.split_ascii_whitespace();
     Some(Stat {
-        state: *fields.first()?.as_bytes().first()?,
+        state: *fields.next()?.as_bytes().first()?,
         // A parent outside our PID namespace is 0; so is the group of a process that has ended.
-        parent: fields.get(1)?.parse().ok()?,
-        group: fields.get(2)?.parse().unwrap_or(0),
-        start: fields.get(19)?.parse().ok()?,
+        parent: fields.next()?.parse().ok()?,
+        group: fields.next()?.parse().unwrap_or(0),
+        start: fields.nth(16)?.parse().ok()?,
     })
 }
 
