@@ -5,6 +5,9 @@
 //! Whatever is mounted below a root is walked too, except filesystems that the kernel makes up, which are
 //! noted; a bind mount of a directory above itself is noted and not followed.
 //!
+//! Two ways to look: a [`Walk`] hands out one name after the other, a [`Census`] keeps them and can be brought up to
+//! date and compared with the tree at little more than one `statx` for each name. The module `rules` is common to both.
+//!
 //! Crash story: reads only. The tree may change under a walk: what vanishes meanwhile is said where it matters
 //! ([`Vanished`]), directories are recognised by inode when they are opened, links are never followed.
 

@@ -2,7 +2,13 @@
 //!
 //! Crash story: memory, and reads.
 
-use std::{io, num::NonZeroU32, os::fd::AsFd, path::PathBuf};
+use std::{
+    io,
+    num::NonZeroU32,
+    os::fd::AsFd,
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use jiff::Timestamp;
 use model::{entry::tree_order, problem::Problem};
@@ -37,11 +43,14 @@ impl Census {
     /// [`Stopped::Late`].
     pub fn changes(&self, floor: Timestamp, late: &(dyn Fn() -> bool + Sync)) -> Result<Changes, Stopped> {
         let work: Vec<Chunk> = self.chunks().into_iter().filter(|chunk| chunk.to > chunk.from).collect();
+        let looked = AtomicU64::new(0);
         let compare = |chunk: &Chunk, (): &mut ()| {
+            looked.fetch_add((chunk.to - chunk.from) as u64, Ordering::Relaxed);
             let found = self.folder(chunk.folder).map(|folder| changed(*chunk, folder, floor));
             found.filter(|paths| !paths.is_empty())
         };
-        let found = spread(&work, late, || (), compare).ok_or(Stopped::Late(0))?;
+        let found = spread(&work, late, || (), compare);
+        let Some(found) = found else { return Err(Stopped::Late(looked.into_inner())) };
         let mut paths: Vec<PathBuf> = found.into_iter().flatten().collect();
         if let (Some(root), Some(member)) = (self.folder(0), &self.root)
             && is_otherwise(status(CWD, &*root.path), member, floor)

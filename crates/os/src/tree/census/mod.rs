@@ -98,7 +98,7 @@ pub struct Spot {
     member: usize,
 }
 
-/// Every name of a tree: about 110 bytes and the name for each.
+/// Every name of a tree, with 104 bytes and the name for each.
 #[derive(Debug, Default)]
 pub struct Census {
     root: Option<Member>,

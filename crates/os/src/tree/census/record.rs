@@ -155,7 +155,7 @@ impl Extra {
     }
 }
 
-/// One name of a directory: 112 bytes and the name.
+/// One name of a directory: 104 bytes, and the name with its end.
 #[derive(Debug)]
 pub(super) struct Member {
     pub record: Record,

@@ -91,10 +91,12 @@ fn names(tree: &Tree, census: &Census) -> Vec<String> {
     entries(census).iter().map(below).collect()
 }
 
+type Step<'a> = (&'a str, Box<dyn Fn() + 'a>);
+
 #[test]
 fn each_change_is_seen_and_nothing_else_changes() {
     let tree = Tree::new();
-    let steps: Vec<(&str, Box<dyn Fn()>)> = vec![
+    let steps: Vec<Step<'_>> = vec![
         ("nothing", Box::new(|| {})),
         ("content", Box::new(|| fs::write(tree.at("a/one"), "otherwise").unwrap())),
         ("mode", Box::new(|| fs::set_permissions(tree.at("z"), fs::Permissions::from_mode(0o600)).unwrap())),
@@ -207,6 +209,12 @@ fn changes_are_counted_without_listing_anything() {
     fs::write(tree.at("a/one"), b"again").unwrap();
     let census = tree.new_census();
     assert_eq!(census.changes(floor, &|| false).unwrap().first, Some(tree.at("a/one")));
+}
+
+/// A million names should not take much more than 100 MB.
+#[test]
+fn a_name_takes_as_little_as_is_said() {
+    assert_eq!(size_of::<super::Member>(), 104);
 }
 
 #[test]
