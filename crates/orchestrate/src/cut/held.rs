@@ -118,6 +118,7 @@ impl<'a> Held<'a> {
     /// # Errors
     /// [`FailureKind::TimedOut`] if it did; the cut is to be given up.
     pub fn in_time(&self, step: &str) -> Result<(), Failure> {
+        self.tell(step);
         if !self.until().has_passed(self.clock.moment()) {
             return Ok(());
         }
@@ -128,6 +129,14 @@ impl<'a> Held<'a> {
         ))
     }
 
+    /// For whoever wants to know where the stall goes.
+    fn tell(&self, step: &str) {
+        if let Some((since, _)) = self.measured.locks {
+            let stalled = Millis::from(self.clock.moment().since(since));
+            tracing::info!("stalled for {stalled} after {step}");
+        }
+    }
+
     /// Shows of every hold that it was never interrupted. The last taken is asked first: only then can a
     /// server that was itself stopped be asked.
     ///
@@ -135,13 +144,11 @@ impl<'a> Held<'a> {
     /// [`FailureKind::Lost`] or another failure of the hold that cannot show it.
     pub fn prove(&mut self) -> Result<Vec<HoldProof>, Failure> {
         let mut proofs = Vec::with_capacity(self.taken.len());
-        for taken in self.taken.iter_mut().rev() {
-            proofs.push(HoldProof {
-                name: taken.stall.hold.clone(),
-                sources: taken.stall.sources.clone(),
-                class: taken.stall.class,
-                proof: taken.frozen.prove()?,
-            });
+        for place in (0..self.taken.len()).rev() {
+            let Taken { frozen, stall, .. } = &mut self.taken[place];
+            let (name, sources) = (stall.hold.clone(), stall.sources.clone());
+            proofs.push(HoldProof { name, sources, class: stall.class, proof: frozen.prove()? });
+            self.tell(&format!("proving {}", self.taken[place].stall.hold));
         }
         Ok(proofs)
     }
@@ -162,6 +169,7 @@ impl<'a> Held<'a> {
                 ));
             }
             self.measured.over(taken.stall, taken.asked, self.clock.moment());
+            self.tell(&format!("letting {name} go"));
         }
         let length = |span: (Moment, Moment)| Millis::from(span.1.since(span.0));
         let mut per_hold = std::mem::take(&mut self.measured.stalls);
