@@ -124,7 +124,21 @@ fn a_journal_reads() {
         old: "/srv/.stillpoint-x/old".into(),
         had: true,
     };
-    let odd = Path::new(std::ffi::OsStr::from_bytes(b"/srv/.stillpoint-\xff")).to_owned();
+    let made = Move {
+        live: "/srv/made".into(),
+        new: Some("/srv/.stillpoint-restore-0/new/0".into()),
+        old: "/srv/.stillpoint-restore-0/old/made".into(),
+        had: false,
+    };
+    let dropped = Move {
+        live: "/srv/x.sqlite3-shm".into(),
+        new: None,
+        old: "/srv/.stillpoint-restore-0/old/x.sqlite3-shm".into(),
+        had: true,
+    };
+    let path = |bytes: &[u8]| Path::new(std::ffi::OsStr::from_bytes(bytes)).to_owned();
+    let odd = path(b"/srv/.stillpoint-\xff");
+    let past = vec![path(b"/srv/.stillpoint-y"), path(b"/v01/.stillpoint-\xff")];
     let lock = "/v01/backup/local/web/demo.softxs.ch/hydro/repository/locks/00";
     let expected = [
         (1, Undo::Continue { processes: vec![process] }),
@@ -134,6 +148,11 @@ fn a_journal_reads() {
         (6, Undo::RemoveTree { path: odd }),
         (7, Undo::SwapBack { moves: vec![moved], staging: vec!["/srv/.stillpoint-x".into()] }),
         (8, Undo::DeleteSubvolume { path: "/srv/.stillpoint-s".into() }),
+        (
+            9,
+            Undo::SwapBack { moves: vec![made, dropped], staging: vec!["/srv/.stillpoint-restore-0".into()] },
+        ),
+        (10, Undo::SwapBack { moves: vec![], staging: past }),
     ];
     assert_eq!(runs[0].open_undos(), expected.map(|(ticket, undo)| (Ticket(ticket), undo)));
 }

@@ -7,7 +7,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use model::{
     port::Journal,
     time::{Deadline, Moment},
-    undo::{Hook, ProcessRef, Ticket, Undo},
+    undo::{Hook, Move, ProcessRef, Ticket, Undo},
 };
 
 use super::cases;
@@ -74,6 +74,14 @@ pub fn every_undo_reads_back(bench: &dyn Bench) {
         Undo::End { process },
         Undo::RemoveLock { path: odd.clone() },
         Undo::RemoveTree { path: odd.clone() },
+        Undo::SwapBack {
+            moves: vec![
+                Move { live: odd.clone(), new: Some(odd.clone()), old: odd.clone(), had: false },
+                Move { live: odd.clone(), new: None, old: odd.clone(), had: true },
+            ],
+            staging: vec![odd.clone(), odd.clone()],
+        },
+        Undo::SwapBack { moves: vec![], staging: vec![odd.clone()] },
         Undo::DeleteSubvolume { path: odd },
     ];
     let journal = bench.journal();
