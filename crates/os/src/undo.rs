@@ -102,6 +102,14 @@ pub enum UndoError {
     Swap(#[from] SwapError),
 }
 
+impl UndoError {
+    /// Whether some names that a restore replaced are new and some are old: nobody should be started on that.
+    #[must_use]
+    pub fn is_mixed(&self) -> bool {
+        matches!(self, Self::Swap(SwapError::Rename { .. } | SwapError::Sync(..)))
+    }
+}
+
 /// Undoes it. Done already, or never made, is success.
 ///
 /// # Errors

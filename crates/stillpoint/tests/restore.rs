@@ -250,6 +250,39 @@ fn killed_at_any_moment_it_is_the_old_state_or_the_new_and_started_again() {
     expect_restored(&site, &then);
 }
 
+/// A run died in the middle of its swap, and what it moved aside cannot be renamed back at first.
+#[test]
+fn nobody_is_started_on_a_mix_of_old_and_new() {
+    let (site, _) = filled(|_| String::new());
+    let staging = site.root().join(".stillpoint-restore-0123456789abcdef");
+    let (new, old) = (staging.join("new"), staging.join("old"));
+    fs::create_dir_all(&new).expect("made");
+    fs::create_dir_all(&old).expect("made");
+    fs::rename(site.app(), old.join("app")).expect("moved aside");
+    fs::create_dir(site.app()).expect("the restored");
+    fs::create_dir(old.join("app.found")).expect("in the way");
+    let moves = serde_json::json!([{"live": site.app(), "old": old.join("app"), "had": true}]);
+    let start = format!("touch {}", site.root().join("started").display());
+    let lines = [
+        serde_json::json!({"line": "journal", "version": 1, "run": "dead"}),
+        serde_json::json!({"line": "intend", "ticket": 1, "what":
+            {"undo": "start", "start": {"run": start, "timeout": {"secs": 9, "nanos": 0}}}}),
+        serde_json::json!({"line": "intend", "ticket": 2, "what":
+            {"undo": "swap-back", "moves": moves, "staging": [staging]}}),
+    ];
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let journal = site.partition().join("state/journal");
+    fs::create_dir_all(&journal).expect("made");
+    common::write_private(&journal.join("dead.jsonl"), text.as_bytes());
+    site.run(["thaw"]).expect_status(1).expect_text("stays stopped");
+    assert!(!site.root().join("started").exists());
+    fs::remove_dir(old.join("app.found")).expect("mended");
+    site.run(["thaw"]).expect_status(0).expect_text("bring back");
+    assert!(site.root().join("started").exists());
+    assert_eq!(rows_without_file(&site.app()), Vec::<String>::new());
+    assert_eq!(site.leftovers(), Vec::<PathBuf>::new());
+}
+
 #[track_caller]
 fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(20);

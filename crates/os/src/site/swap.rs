@@ -144,11 +144,7 @@ pub(super) fn remove(dir: &Path) -> Result<(), SwapError> {
         return Err(staging::StagingError::NotOurs(dir.to_owned()).into());
     }
     if exists(dir) {
-        rename_new(dir, &done).map_err(|source| SwapError::Rename {
-            from: dir.to_owned(),
-            to: done.clone(),
-            source,
-        })?;
+        rename_new(dir, &done).map_err(|e| staging::StagingError::Remove(dir.to_owned(), e))?;
     }
     Ok(staging::remove(&done)?)
 }

@@ -173,10 +173,10 @@ impl Keeper {
                 let ended = self.ended.clone();
                 self.starting.push(thread::spawn(move || {
                     // The receiver lives as long as the watchdog.
-                    let _ = ended.send(perform(ticket, &undo));
+                    let _ = ended.send(perform(ticket, &undo).0);
                 }));
             } else {
-                self.report(perform(ticket, &undo));
+                self.report(perform(ticket, &undo).0);
             }
         }
         while let Ok(undone) = self.ends.try_recv() {
@@ -197,8 +197,8 @@ impl Keeper {
         let mut all = true;
         let mut is_mixed = false;
         for (ticket, undo) in holds {
-            let undone = self.finish_one(ticket, &undo);
-            is_mixed |= !undone && matches!(undo, Undo::SwapBack { .. });
+            let (undone, mixed) = self.finish_one(ticket, &undo);
+            is_mixed |= mixed;
             all &= undone;
         }
         for thread in self.starting.drain(..) {
@@ -210,16 +210,17 @@ impl Keeper {
             return false;
         }
         for (ticket, undo) in starts {
-            all &= self.finish_one(ticket, &undo);
+            all &= self.finish_one(ticket, &undo).0;
         }
         all
     }
 
-    fn finish_one(&mut self, ticket: Ticket, undo: &Undo) -> bool {
+    /// Whether it is undone, and whether files are left partly old and partly new.
+    fn finish_one(&mut self, ticket: Ticket, undo: &Undo) -> (bool, bool) {
         self.note(&format!("the run is gone, ticket {}: {undo:?}", ticket.0));
-        let undone = perform(ticket, undo);
+        let (undone, is_mixed) = perform(ticket, undo);
         self.note_undone(&undone);
-        undone.error.is_none()
+        (undone.error.is_none(), is_mixed)
     }
 
     fn note_undone(&mut self, undone: &Undone) {
@@ -236,8 +237,11 @@ impl Keeper {
     }
 }
 
-fn perform(ticket: Ticket, undo: &Undo) -> Undone {
-    let error = undo::perform(undo).err().map(|error| {
+/// Whether files are left partly old and partly new is the second of the two.
+fn perform(ticket: Ticket, undo: &Undo) -> (Undone, bool) {
+    let failed = undo::perform(undo).err();
+    let is_mixed = failed.as_ref().is_some_and(undo::UndoError::is_mixed);
+    let error = failed.map(|error| {
         let mut text = error.to_string();
         let mut cause = std::error::Error::source(&error);
         while let Some(error) = cause {
@@ -247,5 +251,5 @@ fn perform(ticket: Ticket, undo: &Undo) -> Undone {
         }
         text
     });
-    Undone { ticket, error }
+    (Undone { ticket, error }, is_mixed)
 }

@@ -65,7 +65,7 @@ pub fn sweep(state: &Path) -> Result<Swept, Failure> {
                 }
                 Err(error) => {
                     all_undone = false;
-                    is_mixed |= matches!(undo, Undo::SwapBack { .. });
+                    is_mixed |= error.is_mixed();
                     swept.left.push(left(&name, &undo, &error));
                 }
             }
