@@ -17,6 +17,23 @@ use crate::{
 /// What takes the bytes of a file, in order. A failure ends the reading and is handed through.
 pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<(), Failure> + 'a;
 
+/// Why what was written was not put in place.
+#[derive(Debug)]
+pub struct NotSwapped {
+    /// What failed.
+    pub failure: Failure,
+    /// Some names are new and some are old, and the journal still says how to bring the old back: until then
+    /// nobody should be started on it. Otherwise everything is as it was.
+    pub is_mixed: bool,
+}
+
+impl From<Failure> for NotSwapped {
+    /// Everything is as it was.
+    fn from(failure: Failure) -> Self {
+        Self { failure, is_mixed: false }
+    }
+}
+
 /// The repository that a backup is read from.
 pub trait Fetch: Send {
     /// Reads the list of everything in a backup. The repository stays locked against removal until the
@@ -145,23 +162,6 @@ pub trait Comparing {
     /// # Errors
     /// If they cannot be read.
     fn is_next(&mut self, bytes: &[u8]) -> Result<bool, Failure>;
-}
-
-/// Why what was written was not put in place.
-#[derive(Debug)]
-pub struct NotSwapped {
-    /// What failed.
-    pub failure: Failure,
-    /// Some names are new and some are old, and the journal still says how to bring the old back: until then
-    /// nobody should be started on it. Otherwise everything is as it was.
-    pub is_mixed: bool,
-}
-
-impl From<Failure> for NotSwapped {
-    /// Everything is as it was.
-    fn from(failure: Failure) -> Self {
-        Self { failure, is_mixed: false }
-    }
 }
 
 /// After the point of no return.

@@ -229,7 +229,7 @@ fn whatever_fails_in_place_it_is_the_old_state_or_the_new() {
     for has_hooks in [false, true] {
         let wish = request(IN_PLACE, has_hooks);
         let calls = simply(&wish, Arc::default()).script.calls();
-        for at in 0..calls.len() {
+        for (at, call) in calls.iter().enumerate() {
             let breaks = [
                 Break::Fail(FailureKind::Other),
                 Break::Fail(FailureKind::NoSpace),
@@ -239,7 +239,7 @@ fn whatever_fails_in_place_it_is_the_old_state_or_the_new() {
             ];
             for what in breaks {
                 let ran = simply(&wish, Script::at(at, what));
-                let name = format!("{what:?} at {at}, {}, hooks: {has_hooks}", calls[at]);
+                let name = format!("{what:?} at {at}, {call}, hooks: {has_hooks}");
                 check_one(&ran, &old, &new, what, &name);
                 ends[usize::from(ran.site.live() == new)] += 1;
             }
@@ -285,10 +285,10 @@ fn whatever_fails_in_restoring_to_a_directory_it_is_there_wholly_or_under_anothe
     assert!(clean.script.calls().iter().all(|c| !c.starts_with("hook.")), "nobody is stopped for it");
     let (old, whole) = (machine(&Arc::default()).live(), clean.site.live());
     let calls = clean.script.calls();
-    for at in 0..calls.len() {
+    for (at, call) in calls.iter().enumerate() {
         for what in [Break::Fail(FailureKind::Other), Break::Fail(FailureKind::NoSpace), Break::Kill] {
             let ran = simply(&wish, Script::at(at, what));
-            let name = format!("{what:?} at {at}, {}", calls[at]);
+            let name = format!("{what:?} at {at}, {call}");
             ran.undo_what_is_left();
             assert!(ran.site.staged().is_empty(), "{name}");
             let live = ran.site.live();

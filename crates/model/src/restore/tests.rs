@@ -1,4 +1,6 @@
 //! Choosing, placing and planning, refusals first.
+//!
+//! Crash story: tests of pure functions, no effects.
 
 use std::path::{Path, PathBuf};
 
