@@ -95,12 +95,11 @@ pub fn run(job: Job<'_>) -> Result<BackupReport, Failure> {
     report::of(outcome, cut, left, clock.moment().since(started))
 }
 
-/// A plan that says that it is not to be executed is not.
+/// A plan that says that it is not to be executed is not. There is no report then that would name its problems,
+/// so that the failure does.
 fn refused(plan: &CutPlan) -> Result<(), Failure> {
-    match &plan.refused {
-        None => Ok(()),
-        Some(refusal) => {
-            Err(Failure::new(FailureKind::Refused, refusal.what.clone(), refusal.remedy.clone()))
-        }
-    }
+    let Some(refusal) = &plan.refused else { return Ok(()) };
+    let failure = Failure::new(FailureKind::Refused, refusal.what.clone(), refusal.remedy.clone());
+    let problems: Vec<String> = plan.problems.iter().map(ToString::to_string).collect();
+    Err(if problems.is_empty() { failure } else { failure.because(problems.join("; ")) })
 }

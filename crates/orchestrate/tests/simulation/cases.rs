@@ -72,6 +72,17 @@ fn a_refused_plan_is_not_executed() {
 }
 
 #[test]
+fn a_refused_plan_says_which_problems_it_had() {
+    let mut run = fresh(&SCANNED, 1);
+    run.plan.refused = Some(Refusal { what: "nothing can be stored".into(), remedy: "look".into() });
+    run.plan.problems.push(Problem::missing("/srv/x.db", "does not exist", "correct the path"));
+    let run = again(run, &SCANNED, 1, HONEST);
+    let failure = run.ending.returned().unwrap().as_ref().unwrap_err();
+    let said = failure.in_full();
+    assert!(said.contains("/srv/x.db: does not exist; correct the path"), "{said}");
+}
+
+#[test]
 fn a_source_without_a_pinner_is_named_even_if_the_plan_forgets_it() {
     let mut run = fresh(&SCANNED, 1);
     run.plan.sources.push(model::id::SourceId::new("directory", "/srv/forgotten"));
