@@ -1,4 +1,6 @@
 //! A census that was brought up to date has to be the census of a new look.
+//!
+//! Crash story: tests in temporary directories.
 
 use std::{
     collections::HashSet,
