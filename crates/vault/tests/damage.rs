@@ -89,13 +89,19 @@ fn a_missing_pack_is_named_and_the_next_backup_says_so() {
 }
 
 #[test]
-fn a_truncated_pack_is_named() {
-    let (place, _) = two_backups();
+fn a_truncated_pack_is_named_and_the_next_backup_says_so() {
+    let (place, root) = two_backups();
     let pack = data_pack(&place);
     fs::OpenOptions::new().write(true).open(&pack).unwrap().set_len(1000).unwrap();
     let found = problems(&place, Depth::Quick);
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].what.contains("it has 1000 bytes and should have"), "{}", found[0].what);
+    let mut repository = place.repository();
+    let (_, draft) = store(&mut repository, manifest(&root, at), &root, 3);
+    assert_eq!(draft.problems.len(), 1, "{:?}", draft.problems);
+    assert_eq!(draft.problems[0].effect, Effect::Missing);
+    assert!(draft.problems[0].what.contains("has lost the end of pack"), "{}", draft.problems[0].what);
+    assert_eq!(draft.files, 1);
 }
 
 #[test]

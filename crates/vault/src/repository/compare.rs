@@ -4,7 +4,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::HashSet,
+    collections::HashMap,
     path::{Path, PathBuf},
     vec,
 };
@@ -76,13 +76,13 @@ impl Iterator for Stored<'_> {
     }
 }
 
-/// Compares a stored tree with the feed it was stored from. `packs` are those that exist; `uncounted` is the
-/// cut record, which is ours and no file of the application.
+/// Compares a stored tree with the feed it was stored from. `packs` are those that exist, with their sizes in
+/// bytes; `uncounted` is the cut record, which is ours and no file of the application.
 pub(crate) fn compare(
     feed: &Feed,
     index: &Indexed,
     root: TreeId,
-    packs: &HashSet<Id>,
+    packs: &HashMap<Id, u64>,
     uncounted: &Path,
 ) -> Result<Tally, RepositoryError> {
     let mut stored = Stored::walk(index, root)?.peekable();
@@ -133,7 +133,7 @@ fn unasked(path: &Path, node: &Node) -> Option<Problem> {
     })
 }
 
-fn wrong(entry: &Entry, node: &Node, index: &Indexed, packs: &HashSet<Id>) -> Option<Problem> {
+fn wrong(entry: &Entry, node: &Node, index: &Indexed, packs: &HashMap<Id, u64>) -> Option<Problem> {
     if let Some(what) = node::differs(entry, node) {
         return Some(Problem::missing(&entry.path, what, "take another backup"));
     }
@@ -157,15 +157,21 @@ fn wrong(entry: &Entry, node: &Node, index: &Indexed, packs: &HashSet<Id>) -> Op
 }
 
 /// How many bytes the stored parts of a file have together, if all of them are there.
-fn content_length(node: &Node, index: &Indexed, packs: &HashSet<Id>) -> Result<Bytes, String> {
+fn content_length(node: &Node, index: &Indexed, packs: &HashMap<Id, u64>) -> Result<Bytes, String> {
     let mut length = Bytes(0);
     for part in node.content.iter().flatten() {
         let Ok(entry) = index.get_index_entry(part) else {
             return Err(format!("its part {} is in no index", part.to_hex().get(..8).unwrap_or_default()));
         };
-        if !packs.contains(&*entry.pack) {
+        let end = u64::from(entry.location.offset) + u64::from(entry.location.length);
+        let lost = match packs.get(&*entry.pack) {
+            None => "pack",
+            Some(size) if *size < end => "the end of pack",
+            Some(_) => "",
+        };
+        if !lost.is_empty() {
             let pack = entry.pack.to_hex();
-            return Err(format!("the repository has lost pack {} with a part of it", &pack[..8]));
+            return Err(format!("the repository has lost {lost} {} with a part of it", &pack[..8]));
         }
         length = length + Bytes(u64::from(entry.data_length()));
     }

@@ -7,7 +7,7 @@
 //! bytes twice.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -155,7 +155,7 @@ impl Repository {
 
         progress.begin(Stage::Comparing, None);
         let index = self.indexed()?;
-        let packs: HashSet<Id> = self.backend.files(FileType::Pack)?.into_iter().map(|(id, _)| id).collect();
+        let packs: HashMap<Id, u64> = self.backend.files(FileType::Pack)?.into_iter().collect();
         let tally = compare(&feed, &index, stored.tree, &packs, &cut.path())?;
         progress.end();
 
