@@ -80,7 +80,12 @@ fn plain() -> Facts {
     Facts {
         directories: application.directories.iter().map(directory).collect(),
         sqlite: application.databases.iter().map(database).collect(),
-        process: Some(ProcessFacts { pids: vec![1, 2], method: Some(ProcessMethod::Ptrace), why, unknown: false }),
+        process: Some(ProcessFacts {
+            pids: vec![1, 2],
+            method: Some(ProcessMethod::Ptrace),
+            why,
+            unknown: false,
+        }),
     }
 }
 

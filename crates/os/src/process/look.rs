@@ -12,7 +12,7 @@ use std::{
 
 use model::undo::ProcessRef;
 
-use super::{process_ref, select};
+use super::{ProcessError, process_ref, select};
 
 /// The files that these processes have mapped writable and shared, each once. Stores to such a mapping may
 /// move no timestamp. Files without a name (deleted, `memfd`) and those below `/dev` are left out. Ask
@@ -37,22 +37,110 @@ pub fn unreadable_maps(processes: &[ProcessRef]) -> Vec<ProcessRef> {
     processes.iter().filter(hidden).copied().collect()
 }
 
-/// `address perms offset dev inode path`, proc_pid_maps(5); a newline in the path is written `\012`.
-fn shared_writable(line: &[u8]) -> Option<PathBuf> {
-    let mut rest = line;
-    let mut perms: &[u8] = &[];
-    for field in 0..5 {
-        let end = rest.iter().position(|b| *b == b' ')?;
-        if field == 1 {
-            perms = &rest[..end];
+/// A file that a process has mapped writable and shared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapping {
+    /// Who.
+    pub process: ProcessRef,
+    /// What the process is called (`/proc/PID/comm`).
+    pub command: String,
+    /// The device of the file, as `stat` tells it.
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
+}
+
+/// The shared writable mappings of all processes.
+#[derive(Debug, Default)]
+pub struct Mappings {
+    /// All that could be seen.
+    pub found: Vec<Mapping>,
+    /// How many processes there are whose mappings we may not read: those of other users.
+    pub hidden: u64,
+}
+
+/// The files that any process but this one has mapped writable and shared. Files that have no name any more
+/// are left out. Takes up to a tenth of a second where many processes run. Processes that `/proc` hides from
+/// us altogether (`hidepid`) are neither seen nor counted.
+///
+/// # Errors
+/// If `/proc` cannot be read.
+pub fn all_shared_writable_maps() -> Result<Mappings, ProcessError> {
+    let mut mappings = Mappings::default();
+    let ourselves = std::process::id();
+    for pid in select::all()?.into_iter().filter(|pid| *pid != ourselves) {
+        let Some(process) = process_ref(pid) else { continue };
+        // A kernel thread has no mappings: its list can be read, and is empty.
+        let Ok(maps) = fs::read(format!("/proc/{pid}/maps")) else {
+            mappings.hidden += u64::from(super::alive(process));
+            continue;
+        };
+        let mut files: BTreeSet<(u64, u64)> = BTreeSet::new();
+        files.extend(maps.split(|b| *b == b'\n').filter_map(|line| mapped_file(pid, line)));
+        if !files.is_empty() {
+            let command = command(pid);
+            let mapping = |(device, inode)| Mapping { process, command: command.clone(), device, inode };
+            mappings.found.extend(files.into_iter().map(mapping));
         }
-        rest = rest[end..].trim_ascii_start();
     }
-    if perms.get(1) != Some(&b'w') || perms.get(3) != Some(&b's') {
-        return None;
+    Ok(mappings)
+}
+
+/// Device and inode of the regular file of a line of `maps`, if it is mapped writable and shared.
+fn mapped_file(pid: u32, line: &[u8]) -> Option<(u64, u64)> {
+    let line = MapsLine::parse(line).filter(MapsLine::is_shared_writable)?;
+    // Needs CAP_CHECKPOINT_RESTORE, but is right whatever the file is called now and in whichever namespace.
+    // The device in `maps` itself is not the one of `stat` on btrfs.
+    let direct = fs::metadata(format!("/proc/{pid}/map_files/{}", String::from_utf8_lossy(line.address)));
+    let meta = match direct {
+        Ok(meta) => meta,
+        Err(_) => {
+            let below_root = unescape(line.path.strip_prefix(b"/")?);
+            let its_root = PathBuf::from(format!("/proc/{pid}/root"));
+            fs::metadata(its_root.join(&below_root))
+                .or_else(|_| fs::metadata(Path::new("/").join(below_root)))
+                .ok()?
+        }
+    };
+    (meta.is_file() && meta.nlink() > 0).then(|| (meta.dev(), meta.ino()))
+}
+
+/// What a process is called; empty if it is gone.
+fn command(pid: u32) -> String {
+    let comm = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    String::from_utf8_lossy(comm.trim_ascii_end()).into_owned()
+}
+
+/// One line of `maps`: `address perms offset dev inode path`, proc_pid_maps(5).
+struct MapsLine<'a> {
+    address: &'a [u8],
+    perms: &'a [u8],
+    /// With a newline written as `\012`.
+    path: &'a [u8],
+}
+
+impl<'a> MapsLine<'a> {
+    fn parse(line: &'a [u8]) -> Option<Self> {
+        let mut rest = line;
+        let mut fields: [&[u8]; 5] = [&[]; 5];
+        for field in &mut fields {
+            let end = rest.iter().position(|b| *b == b' ')?;
+            *field = &rest[..end];
+            rest = rest[end..].trim_ascii_start();
+        }
+        let [address, perms, ..] = fields;
+        Some(Self { address, perms, path: rest })
     }
-    let skipped = !rest.starts_with(b"/") || rest.starts_with(b"/dev/") || rest.ends_with(b" (deleted)");
-    (!skipped).then(|| unescape(rest))
+
+    fn is_shared_writable(&self) -> bool {
+        self.perms.get(1) == Some(&b'w') && self.perms.get(3) == Some(&b's')
+    }
+}
+
+fn shared_writable(line: &[u8]) -> Option<PathBuf> {
+    let path = MapsLine::parse(line).filter(MapsLine::is_shared_writable)?.path;
+    let skipped = !path.starts_with(b"/") || path.starts_with(b"/dev/") || path.ends_with(b" (deleted)");
+    (!skipped).then(|| unescape(path))
 }
 
 fn unescape(text: &[u8]) -> PathBuf {

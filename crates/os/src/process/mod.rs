@@ -18,8 +18,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 pub use self::{
     facts::facts,
-    look::{open_by, shared_writable_maps, unreadable_maps},
-    select::{describe, find},
+    look::{Mapping, Mappings, all_shared_writable_maps, open_by, shared_writable_maps, unreadable_maps},
+    select::{describe, find, start_of_a_process_now},
 };
 
 /// Why processes could not be found.

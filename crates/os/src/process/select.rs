@@ -12,6 +12,7 @@ use std::{
 };
 
 use model::{inventory::ProcessSelector, pathtext, undo::ProcessRef};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::{ProcessError, stat};
 
@@ -132,6 +133,15 @@ fn started_at(process: ProcessRef) -> Result<SystemTime, ProcessError> {
         boot.ok_or_else(|| failed(io::Error::other("it does not tell when the machine was booted")))?;
     let since = Duration::from_millis(process.start.saturating_mul(1000) / ticks_per_second());
     Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(boot) + since)
+}
+
+/// What [`ProcessRef::start`] would be of a process that started now: clock ticks since boot.
+#[must_use]
+pub fn start_of_a_process_now() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let (seconds, nanos) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
+    let ticks = ticks_per_second();
+    seconds.saturating_mul(ticks).saturating_add(nanos.saturating_mul(ticks) / 1_000_000_000)
 }
 
 fn ticks_per_second() -> u64 {

@@ -5,7 +5,7 @@
 mod args;
 mod time;
 
-use std::path::PathBuf;
+use std::{env, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -46,8 +46,9 @@ applications the worst counts); 10 no such repository; 11 locked by another run;
 /// What holds for every command.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// The inventory: which applications there are and where backups go
-    #[arg(long, global = true, value_name = "FILE", env = "STILLPOINT_CONFIG", default_value = DEFAULT_CONFIG)]
+    /// The inventory: which applications there are and where backups go; without it $STILLPOINT_CONFIG, if set,
+    /// names the file
+    #[arg(long, global = true, value_name = "FILE", default_value_os_t = default_config())]
     pub config: PathBuf,
     /// One JSON object on standard output, progress as JSON lines on standard error
     #[arg(long, global = true)]
@@ -55,6 +56,12 @@ pub struct Global {
     /// Say more on standard error
     #[arg(short, long, global = true)]
     pub verbose: bool,
+}
+
+/// A variable that is set but empty counts as not set.
+fn default_config() -> PathBuf {
+    let named = env::var_os("STILLPOINT_CONFIG").filter(|file| !file.is_empty());
+    named.map_or_else(|| DEFAULT_CONFIG.into(), PathBuf::from)
 }
 
 /// The commands.

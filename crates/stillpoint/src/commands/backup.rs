@@ -31,7 +31,7 @@ pub fn run(context: &Context, args: &BackupArgs) -> Outcome {
         let plans = plan::plans(context, &run, &applications)?;
         run.end()?;
         let refused = plans.applications.iter().any(|planned| planned.plan.refused.is_some());
-        context.output.result(&plans);
+        context.output.result(&plans)?;
         return Ok(if refused { Exit::Failed } else { Exit::Done });
     }
     let mut report = Backups { applications: Vec::new() };
@@ -42,7 +42,7 @@ pub fn run(context: &Context, args: &BackupArgs) -> Outcome {
     }
     run.end()?;
     let exit = report.applications.iter().map(BackedUp::exit).fold(Exit::Done, Exit::worse);
-    context.output.result(&report);
+    context.output.result(&report)?;
     Ok(exit)
 }
 

@@ -43,7 +43,7 @@ pub fn run(context: &Context, args: &CheckArgs) -> Outcome {
         context.output.warn("nobody has confirmed yet that the key is kept elsewhere; without it every backup is lost: `stillpoint key show`, then `stillpoint key confirm`");
     }
     let good = checks.applications.iter().all(|check| check.good);
-    context.output.result(&checks);
+    context.output.result(&checks)?;
     Ok(if good { Exit::Done } else { Exit::Failed })
 }
 

@@ -2,13 +2,12 @@
 //!
 //! Crash story: writes to standard output only.
 
-use std::io::{self, Write};
-
 use clap::CommandFactory;
 
 use crate::{
     cli::{Cli, CompletionsArgs},
-    exit::{Exit, Fault, Outcome},
+    exit::{Exit, Outcome},
+    output::stdout,
 };
 
 /// Prints the script.
@@ -18,9 +17,6 @@ use crate::{
 pub fn run(args: &CompletionsArgs) -> Outcome {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "stillpoint", &mut script);
-    io::stdout()
-        .lock()
-        .write_all(&script)
-        .map_err(|error| Fault::io("standard output cannot be written", "", error))?;
+    stdout(&script)?;
     Ok(Exit::Done)
 }

@@ -17,6 +17,6 @@ pub fn run(context: &Context, args: &DemoArgs) -> Outcome {
     let writers = args.writers;
     context.output.note(format!("{writers} processes write to a guestbook; up to {} cuts", args.cuts));
     let report = demo::run(context, args)?;
-    context.output.result(&report);
+    context.output.result(&report)?;
     Ok(if report.proven { Exit::Done } else { Exit::Failed })
 }

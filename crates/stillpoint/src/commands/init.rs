@@ -41,7 +41,7 @@ pub fn run(context: &Context, args: &InitArgs) -> Outcome {
     }
     report.confirmed = password::is_confirmed(&inventory, &password)?;
     report.applications = inventory.applications.iter().map(|a| a.name.to_string()).collect();
-    context.output.result(&report);
+    context.output.result(&report)?;
     Ok(Exit::Done)
 }
 

@@ -76,7 +76,7 @@ fn show(context: &Context, inventory: &Inventory, password: &Password, file: Opt
             .collect(),
     };
     let Some(file) = file else {
-        context.output.result(&sheet);
+        context.output.result(&sheet)?;
         return Ok(Exit::Done);
     };
     durable::write_new(file, (sheet.text() + "\n").as_bytes(), 0o600).map_err(|error| {
@@ -123,7 +123,7 @@ fn confirm(context: &Context, inventory: &Inventory, password: &Password) -> Out
     }
     let note = Confirmation::path_for(&inventory.password_file);
     Confirmation::write(&note, password, Timestamp::now()).map_err(|error| not_written(&note, error))?;
-    context.output.result(&Confirmed { confirmed: true });
+    context.output.result(&Confirmed { confirmed: true })?;
     Ok(Exit::Done)
 }
 
@@ -194,7 +194,7 @@ fn change(context: &Context, inventory: &Inventory, old: &Password) -> Outcome {
         }
     }
     run.end()?;
-    context.output.result(&changed);
+    context.output.result(&changed)?;
     Ok(exit)
 }
 

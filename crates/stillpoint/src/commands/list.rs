@@ -33,6 +33,6 @@ pub fn run(context: &Context, args: &ListArgs) -> Outcome {
         });
     }
     run.end()?;
-    context.output.result(&lists);
+    context.output.result(&lists)?;
     Ok(Exit::Done)
 }

@@ -10,6 +10,7 @@ use clap_mangen::Man;
 use crate::{
     cli::{Cli, EXIT_STATUS},
     exit::{Exit, Fault, Outcome},
+    output::stdout,
 };
 
 /// Prints the page.
@@ -18,10 +19,7 @@ use crate::{
 /// If standard output cannot be written.
 pub fn run() -> Outcome {
     let page = page().map_err(|error| Fault::io("the manual page cannot be made", "", error))?;
-    io::stdout()
-        .lock()
-        .write_all(&page)
-        .map_err(|error| Fault::io("standard output cannot be written", "", error))?;
+    stdout(&page)?;
     Ok(Exit::Done)
 }
 

@@ -16,15 +16,18 @@ mod restore;
 mod show;
 mod thaw;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
 
 use clap::Parser;
-use model::restore::Choice;
+use model::{port::Failure, restore::Choice};
 
 use crate::{
     cli::{Cli, Command, Global},
     exit::{Exit, Fault, Outcome},
-    output::{Output, log},
+    output::{Output, log, stdout},
     signals::Interrupt,
 };
 
@@ -72,11 +75,22 @@ fn not_understood(error: &clap::Error) -> ExitCode {
         let text = error.render().to_string();
         let what = text.trim().trim_start_matches("error: ").to_owned();
         Output { json: true, verbose: false }.fault(&Fault::usage(what, "see `stillpoint --help`"));
-    } else {
-        // A reader that closed the pipe has seen enough.
+    } else if is_fault {
+        // There is nobody left to tell.
         let _ = error.print();
+    } else {
+        let output = Output { json: false, verbose: false };
+        return end(output, printed(error).map_err(Fault::from));
     }
-    if is_fault { Exit::Usage.into() } else { Exit::Done.into() }
+    Exit::Usage.into()
+}
+
+/// Prints what was asked for: help or version.
+fn printed(error: &clap::Error) -> Result<Exit, Failure> {
+    let text = error.render();
+    let text = if io::stdout().is_terminal() { text.ansi().to_string() } else { text.to_string() };
+    stdout(text.as_bytes())?;
+    Ok(Exit::Done)
 }
 
 /// How a backup is named on the command line.

@@ -25,7 +25,7 @@ pub fn run(context: &Context, args: &PlanArgs) -> Outcome {
     let plans = plans(context, &run, &applications)?;
     run.end()?;
     let executable = plans.applications.iter().all(|p| p.plan.refused.is_none() && p.missing.is_empty());
-    context.output.result(&plans);
+    context.output.result(&plans)?;
     Ok(if executable { Exit::Done } else { Exit::Usage })
 }
 

@@ -34,7 +34,7 @@ pub fn run(context: &Context, args: &PruneArgs) -> Outcome {
         prunes.applications.push(one(&run, application, args, &*progress)?);
     }
     run.end()?;
-    context.output.result(&prunes);
+    context.output.result(&prunes)?;
     Ok(Exit::Done)
 }
 

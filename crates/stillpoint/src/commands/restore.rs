@@ -57,7 +57,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Outcome {
     let ended = run.end();
     let restored = done?;
     ended?;
-    context.output.result(&restored);
+    context.output.result(&restored)?;
     Ok(restored.exit())
 }
 
@@ -97,8 +97,9 @@ fn agreed(context: &Context, args: &RestoreArgs, plan: &RestorePlan) -> Result<b
     if args.yes || !args.in_place {
         return Ok(true);
     }
-    context.output.line(plan.describe().join("\n"));
+    context.output.line(plan.describe().join("\n"))?;
     stderr("Overwrite what is there now? Type yes:");
+    context.interrupt.wait_for(io::stdin()).map_err(|fault| fault.failure)?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer).map_err(|error| {
         Failure::new(FailureKind::Refused, "no answer can be read", "add --yes").because(error)

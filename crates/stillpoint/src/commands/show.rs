@@ -29,6 +29,6 @@ pub fn run(context: &Context, args: &ShowArgs) -> Outcome {
     let cut = repository.cut_record(&stored.id).map_err(Failure::from)?;
     drop(repository);
     run.end()?;
-    context.output.result(&Shown { stored, cut });
+    context.output.result(&Shown { stored, cut })?;
     Ok(Exit::Done)
 }

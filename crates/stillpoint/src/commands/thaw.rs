@@ -22,9 +22,10 @@ use crate::{
 /// If inventory or journals cannot be read.
 pub fn run(context: &Context) -> Outcome {
     let inventory = inventory::load(&context.global.config)?;
+    context.interrupt.defer();
     let swept = sweep(&inventory.state())?;
     let exit = if swept.left.is_empty() { Exit::Done } else { Exit::Failed };
-    context.output.result(&Thawed(swept));
+    context.output.result(&Thawed(swept))?;
     Ok(exit)
 }
 

@@ -38,6 +38,7 @@ use crate::{
 /// # Errors
 /// If something fails, or somebody asked us to stop. Nothing is left behind then either.
 pub fn play(context: &Context, args: &DemoArgs) -> Outcome<DemoReport> {
+    context.interrupt.defer();
     let until = Instant::now() + Duration::from_secs(args.seconds);
     let seed = rand::rng().random();
     let world = World::create(args.dir.as_deref())?;

@@ -4,7 +4,7 @@
 //! result (warnings, hints) go to standard error.
 //!
 //! Crash story: writes to standard output and error only; a reader that went away ends nothing but the
-//! output.
+//! output, and a result that cannot be written is a failure of the command.
 
 pub mod backup;
 pub mod backups;
@@ -18,7 +18,10 @@ use std::{
     io::{self, Write},
 };
 
-use model::problem::Problem;
+use model::{
+    port::{Failure, FailureKind},
+    problem::Problem,
+};
 use serde::Serialize;
 
 pub use self::table::{Align, Table};
@@ -41,19 +44,20 @@ pub struct Output {
 
 impl Output {
     /// Prints a command's result.
-    pub fn result<R: Report>(&self, report: &R) {
-        if self.json {
-            stdout(&as_json(report));
-        } else {
-            stdout(&report.text());
-        }
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn result<R: Report>(&self, report: &R) -> Result<(), Failure> {
+        let text = if self.json { as_json(report) } else { report.text() };
+        stdout((text + "\n").as_bytes())
     }
 
     /// Prints a line for people that is part of the result; nothing with `--json`.
-    pub fn line(&self, text: impl fmt::Display) {
-        if !self.json {
-            stdout(&text.to_string());
-        }
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn line(&self, text: impl fmt::Display) -> Result<(), Failure> {
+        if self.json { Ok(()) } else { stdout(format!("{text}\n").as_bytes()) }
     }
 
     /// Says something that is not the result but that a person should know.
@@ -83,8 +87,9 @@ impl Output {
 
     /// Says why the command failed: on standard error for people, as the one object with `--json`.
     pub fn fault(&self, fault: &Fault) {
-        if self.json {
-            stdout(&serde_json::json!({ "error": fault.report() }).to_string());
+        let object = || serde_json::json!({ "error": fault.report() }).to_string() + "\n";
+        // If nothing can be written there, standard error is what is left.
+        if self.json && stdout(object().as_bytes()).is_ok() {
             return;
         }
         let mut text = format!("stillpoint: {}", fault.report().in_full());
@@ -101,14 +106,24 @@ fn as_json<R: Report>(report: &R) -> String {
     serde_json::to_string(report).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
 }
 
-fn stdout(text: &str) {
-    // A reader that closed the pipe has seen enough; there is nobody left to tell.
-    let _ = writeln!(io::stdout().lock(), "{text}");
+/// Writes all of this to standard output.
+///
+/// # Errors
+/// If it cannot be written. A reader that closed the pipe has seen enough, which is no error.
+pub fn stdout(bytes: &[u8]) -> Result<(), Failure> {
+    let mut output = io::stdout().lock();
+    match output.write_all(bytes).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let remedy = "see where standard output goes; what was done is done";
+            Err(Failure::new(FailureKind::Other, "standard output cannot be written", remedy).because(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// One line on standard error.
 pub fn stderr(text: &str) {
-    // As for standard output.
+    // There is nobody left to tell.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 

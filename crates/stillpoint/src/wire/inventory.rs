@@ -5,9 +5,9 @@
 //! Crash story: reads only.
 
 use std::{
-    fs::{self, File},
+    fs::{self, OpenOptions},
     io::{self, Read},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -17,6 +17,7 @@ use model::{
     pathtext,
 };
 use os::durable;
+use rustix::fs::OFlags;
 
 use crate::exit::{Fault, Outcome};
 
@@ -90,9 +91,15 @@ fn read_trusted(path: &Path) -> Outcome<InventoryText> {
         };
         Fault::usage(format!("{} cannot be read", pathtext::show(path)), remedy).because(error)
     };
-    let mut file = File::open(path).map_err(unreadable)?;
+    // Whoever opens a FIFO otherwise waits for a writer.
+    let no_wait = OFlags::NONBLOCK.bits().cast_signed();
+    let mut file = OpenOptions::new().read(true).custom_flags(no_wait).open(path).map_err(unreadable)?;
     // Of the open file, not of the name: the name may lead elsewhere a moment later.
     let meta = file.metadata().map_err(unreadable)?;
+    if !meta.is_file() {
+        let what = format!("{} is not a regular file", pathtext::show(path));
+        return Err(Fault::usage(what, "name the inventory's file with --config"));
+    }
     trusted(path, meta.mode(), meta.uid())?;
     let mut text = String::new();
     file.read_to_string(&mut text).map_err(unreadable)?;

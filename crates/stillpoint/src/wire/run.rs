@@ -39,6 +39,7 @@ impl<'a> Run<'a> {
     /// # Errors
     /// If the state directory or the journal cannot be made.
     pub fn begin(context: &Context, inventory: &'a Inventory, password: &'a Password) -> Outcome<Self> {
+        context.interrupt.defer();
         let state = prepare_state(inventory)?;
         let helper = Helper::this_program();
         let logbook = Logbook::begin(&state, &run_id()?, helper.clone(), context.interrupt.clone())?;
