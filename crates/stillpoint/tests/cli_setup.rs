@@ -7,7 +7,9 @@ use std::{
     io::Write,
     os::unix::fs::PermissionsExt,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use common::{Ran, write_private};
@@ -50,6 +52,93 @@ fn usage_is_status_2_and_says_what_is_wrong() {
     let error = &missing.json()["error"];
     assert!(error["what"].as_str().expect("a text").contains("/nonexistent/stillpoint.toml"), "{error}");
     assert!(error["remedy"].as_str().expect("a text").contains("stillpoint init"), "{error}");
+}
+
+#[test]
+fn an_empty_variable_names_no_inventory() {
+    let named = |file: &str, arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stillpoint"));
+        Ran(command.env("STILLPOINT_CONFIG", file).args(arguments).output().expect("the program starts"))
+    };
+    named("", &["--version"]).expect_status(0);
+    let dir = set_up();
+    let config = dir.path().join("stillpoint.toml");
+    let config = config.to_str().expect("UTF-8");
+    named("", &["--config", config, "list"]).expect_status(0);
+    named(config, &["list"]).expect_status(0).expect_text("no backups yet");
+    named("/nonexistent/there.toml", &["list"]).expect_status(2).expect_text("/nonexistent/there.toml");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let dir = set_up();
+    let config = dir.path().join("stillpoint.toml");
+    for arguments in
+        [&["list"][..], &["list", "--json"], &["list", "nosuch", "--json"], &["man"], &["--help"]]
+    {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("the device is there");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stillpoint"));
+        let ran = Ran(command
+            .arg("--config")
+            .arg(&config)
+            .args(arguments)
+            .stdout(full)
+            .stderr(Stdio::piped())
+            .spawn()
+            .and_then(Child::wait_with_output)
+            .expect("the program runs"));
+        let is_usage = arguments.contains(&"nosuch");
+        ran.expect_status(if is_usage { 2 } else { 1 });
+        ran.expect_text(if is_usage { "no application" } else { "standard output cannot be written" });
+    }
+}
+
+#[test]
+fn an_inventory_that_is_no_file_is_refused_at_once() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+        .expect("a FIFO is made");
+    stillpoint(&fifo, &["list"]).expect_status(2).expect_text("is not a regular file");
+    stillpoint(dir.path(), &["list"]).expect_status(2).expect_text("is not a regular file");
+}
+
+/// Whether a process has a handler for TERM.
+fn catches_term(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("a mask");
+    u64::from_str_radix(caught.trim(), 16).expect("a number") >> 14 & 1 == 1
+}
+
+#[test]
+fn the_first_signal_ends_a_command_that_has_not_begun() {
+    let dir = set_up();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_stillpoint"))
+        .arg("--config")
+        .arg(dir.path().join("stillpoint.toml"))
+        .args(["key", "confirm"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    // It waits for a line that never comes.
+    let until = Instant::now() + Duration::from_secs(20);
+    while !catches_term(child.id()) {
+        assert!(Instant::now() < until, "it does not listen to signals");
+        thread::sleep(Duration::from_millis(20));
+    }
+    thread::sleep(Duration::from_millis(100));
+    let process = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(process, rustix::process::Signal::TERM).expect("it lives");
+    let mut ended = None;
+    while Instant::now() < until && ended.is_none() {
+        ended = child.try_wait().expect("it is our child");
+        thread::sleep(Duration::from_millis(20));
+    }
+    if ended.is_none() {
+        child.kill().expect("it lives");
+    }
+    assert_eq!(ended.expect("it goes on waiting").code(), Some(128 + 15));
 }
 
 #[test]
@@ -168,6 +257,13 @@ fn the_key_is_shown_confirmed_and_changed() {
     stillpoint(&config, &["check"]).expect_status(0).expect_text("nobody has confirmed");
     write_private(&dir.path().join("password"), key.as_bytes());
     stillpoint(&config, &["list"]).expect_status(12);
+    // Whoever kept this sheet would have nothing.
+    let worthless = stillpoint(&config, &["key", "show"]);
+    worthless.expect_status(12).expect_text("opens no repository").expect_text("does NOT open");
+    let json = stillpoint(&config, &["key", "show", "--json"]);
+    json.expect_status(12);
+    assert_eq!(json.json()["repositories"], serde_json::json!([]));
+    assert_eq!(json.json()["not_opened"][0]["why"]["exit"], 12);
 }
 
 #[test]

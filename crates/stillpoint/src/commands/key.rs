@@ -19,7 +19,7 @@ use vault::repository::{Confirmation, Password, PasswordError};
 use super::Context;
 use crate::{
     cli::{KeyAction, KeyArgs},
-    exit::{Exit, Fault, Outcome},
+    exit::{Exit, Fault, FaultReport, Outcome},
     output::{Report, stderr},
     wire::{inventory, password, run::Run},
 };
@@ -44,47 +44,95 @@ struct Sheet {
     server: String,
     key: String,
     password_file: String,
+    /// Those that it was seen to open.
     repositories: Vec<String>,
+    /// Those that it does not open, or that could not be tried.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    not_opened: Vec<NotOpened>,
 }
 
-impl Report for Sheet {
-    fn text(&self) -> String {
-        let repositories: Vec<String> = self.repositories.iter().map(|dir| format!("    {dir}")).collect();
-        let example = self.repositories.first().map_or("REPOSITORY", String::as_str);
+/// A repository of the inventory that the key is no help with.
+#[derive(Debug, Serialize)]
+struct NotOpened {
+    repository: String,
+    why: FaultReport,
+}
+
+impl Sheet {
+    /// Tries the key on every repository.
+    fn tried(context: &Context, inventory: &Inventory, password: &Password) -> Outcome<Self> {
+        let run = Run::begin(context, inventory, password)?;
+        let (mut repositories, mut not_opened) = (Vec::new(), Vec::new());
+        for application in &inventory.applications {
+            context.interrupt.check()?;
+            let repository = pathtext::show(&inventory.place(application).join("repository"));
+            match run.open(application) {
+                Ok(_) => repositories.push(repository),
+                Err(failure) => {
+                    context.output.warn(format!("this key is no help: {}", failure.in_full()));
+                    not_opened.push(NotOpened { repository, why: Fault::from(failure).report() });
+                }
+            }
+        }
+        run.end()?;
+        Ok(Self {
+            server: inventory.server.to_string(),
+            key: password.reveal().to_owned(),
+            password_file: pathtext::show(&inventory.password_file),
+            repositories,
+            not_opened,
+        })
+    }
+
+    fn exit(&self) -> Exit {
+        self.not_opened.iter().map(|one| one.why.exit).fold(Exit::Done, Exit::worse)
+    }
+
+    fn opened(&self) -> String {
+        let Some(example) = self.repositories.first() else {
+            return "It opens no repository of this inventory.".to_owned();
+        };
+        let dirs: Vec<String> = self.repositories.iter().map(|dir| format!("    {dir}")).collect();
         format!(
-            "Recovery sheet of {}\n\nKeep this away from that machine. Whoever has it can read every backup; without it \
-             nobody can.\n\n    key  {}\n\nIt opens these repositories, which are in the restic format:\n\n{}\n\nWithout \
-             Stillpoint, on any machine that has a copy of a repository:\n\n    restic -r {example} snapshots\n    \
-             restic -r {example} restore latest --target /somewhere\n\nrestic asks for the password: type the key, \
-             dashes included.",
-            self.server,
-            self.key,
-            repositories.join("\n"),
+            "It opens these repositories, which are in the restic format:\n\n{}\n\nWithout Stillpoint, on any \
+             machine that has a copy of a repository:\n\n    restic -r {example} snapshots\n    restic -r {example} \
+             restore latest --target /somewhere\n\nrestic asks for the password: type the key, dashes included.",
+            dirs.join("\n"),
         )
     }
 }
 
+impl Report for Sheet {
+    fn text(&self) -> String {
+        let mut text = format!(
+            "Recovery sheet of {}\n\nKeep this away from that machine. Whoever has it can read every backup; without it \
+             nobody can.\n\n    key  {}\n\n{}",
+            self.server,
+            self.key,
+            self.opened(),
+        );
+        if !self.not_opened.is_empty() {
+            text.push_str("\n\nIt does NOT open these:\n");
+        }
+        for NotOpened { repository, why } in &self.not_opened {
+            text.push_str(&format!("\n    {repository}\n        {}", why.in_full()));
+        }
+        text
+    }
+}
+
 fn show(context: &Context, inventory: &Inventory, password: &Password, file: Option<&Path>) -> Outcome {
-    let sheet = Sheet {
-        server: inventory.server.to_string(),
-        key: password.reveal().to_owned(),
-        password_file: pathtext::show(&inventory.password_file),
-        repositories: inventory
-            .applications
-            .iter()
-            .map(|application| pathtext::show(&inventory.place(application).join("repository")))
-            .collect(),
-    };
+    let sheet = Sheet::tried(context, inventory, password)?;
     let Some(file) = file else {
         context.output.result(&sheet)?;
-        return Ok(Exit::Done);
+        return Ok(sheet.exit());
     };
     durable::write_new(file, (sheet.text() + "\n").as_bytes(), 0o600).map_err(|error| {
         let what = format!("the recovery sheet cannot be written to {}", pathtext::show(file));
         Fault::io(what, "name a file that does not exist yet", error)
     })?;
     context.output.note(format!("written to {}; print it, then remove it here", pathtext::show(file)));
-    Ok(Exit::Done)
+    Ok(sheet.exit())
 }
 
 /// What a person has to type: the last group of a key of ours, all of any other password.
