@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         ("a_killed_parent_frees_writers", killed_parent),
         ("the_lock_lapses_at_its_deadline", lapses),
         ("exclusive_locking_is_refused_with_its_remedy", exclusive_is_refused),
+        ("a_large_transaction_is_waited_for", a_large_transaction_is_waited_for),
         ("what_is_no_database_is_refused", foreign_is_refused),
         ("what_cannot_be_written_is_refused", unwritable_is_refused),
         ("a_replaced_file_is_lost", replaced_file),
@@ -208,12 +209,26 @@ fn exclusive_is_refused() {
         assert!(refusal.what.contains("exclusively"), "{refusal:?}");
         assert!(refusal.remedy.contains("locking_mode=NORMAL"), "{refusal:?}");
         let failure = lock.freeze(deadline_in(Duration::from_secs(1))).err().expect("it is locked");
-        assert_eq!(failure.kind, FailureKind::Refused, "{}", failure.in_full());
+        // A hold cannot tell it from a large commit, and is tried again.
+        assert_eq!(failure.kind, FailureKind::Busy, "{}", failure.in_full());
         assert!(failure.remedy.contains("locking_mode=NORMAL"), "{}", failure.in_full());
         drop(hermit);
         ok(freeze(&mut lock).thaw());
         assert_eq!(probe(source(&place.path), &place.path, &[]).refusal, None);
     }
+}
+
+fn a_large_transaction_is_waited_for() {
+    let place = Place::with_ledger(JournalMode::Rollback);
+    let hermit = Actor::that_says("exclusive", "__exclusive", &place.path);
+    let facts = std::thread::scope(|scope| {
+        let probing = scope.spawn(|| probe(source(&place.path), &place.path, &[]));
+        // As long as the commit of some hundred megabytes.
+        std::thread::sleep(Duration::from_secs(2));
+        drop(hermit);
+        probing.join().expect("no panic")
+    });
+    assert_eq!(facts.refusal, None);
 }
 
 fn foreign_is_refused() {

@@ -11,6 +11,10 @@ use model::{
 };
 use os::staging::{StagingError, is_no_space};
 
+/// What to do about an exclusive lock that was there for long.
+pub(super) const EXCLUSIVE_REMEDY: &str = "if that is one long transaction, try again when it is over; else let the \
+     application use PRAGMA locking_mode=NORMAL, or name stop and start hooks that release the database";
+
 /// Why an SQLite database could not be locked, pinned or read. Every variant names the database.
 #[derive(Debug, thiserror::Error)]
 pub enum SqliteError {
@@ -27,6 +31,9 @@ pub enum SqliteError {
     /// Others hold the lock.
     #[error("{}: another process holds its write lock", pathtext::show(.0))]
     Busy(PathBuf),
+    /// Somebody keeps all others out: with a large transaction, or for good.
+    #[error("{}: another process has locked it exclusively", pathtext::show(.0))]
+    Exclusive(PathBuf),
     /// The deadline came first.
     #[error("{}: {what}", pathtext::show(.path))]
     TimedOut {
@@ -91,6 +98,7 @@ impl From<SqliteError> for Failure {
             SqliteError::Busy(_) => {
                 (FailureKind::Busy, "wait for the long transaction, or raise stall_budget".into())
             }
+            SqliteError::Exclusive(_) => (FailureKind::Busy, EXCLUSIVE_REMEDY.into()),
             SqliteError::TimedOut { .. } => (FailureKind::TimedOut, "raise stall_budget".into()),
             SqliteError::TooSlow { .. } => (
                 FailureKind::TimedOut,

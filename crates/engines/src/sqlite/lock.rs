@@ -36,7 +36,8 @@ use super::{
 
 /// How often it is looked who is in the way.
 const LOOK: Duration = Duration::from_millis(10);
-/// An exclusive lock that was seen at so many looks in a row is no commit but `locking_mode=EXCLUSIVE`.
+/// An exclusive lock that was seen at so many looks in a row is no short commit: a large one, or, although
+/// `probe` did not find it, `locking_mode=EXCLUSIVE`.
 const LOOKS: u32 = 20;
 /// How long a session that holds the lock may take to answer: it has nothing else to do.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -223,9 +224,13 @@ impl Session {
         loop {
             let left = until.left(clock.moment());
             match child.next(left.min(LOOK))? {
-                Some(Reply::Busy) if watch.is_exclusive() => return Err(exclusive(real)),
+                Some(Reply::Busy) if watch.is_exclusive() => {
+                    return Err(SqliteError::Exclusive(real.to_owned()));
+                }
                 Some(reply) => return Ok(Some(reply)),
-                None if left.is_zero() && watch.is_exclusive() => return Err(exclusive(real)),
+                None if left.is_zero() && watch.is_exclusive() => {
+                    return Err(SqliteError::Exclusive(real.to_owned()));
+                }
                 None if left.is_zero() => return Ok(None),
                 None => watch.look(),
             }
@@ -380,16 +385,3 @@ fn lost(real: &Path, what: &str) -> SqliteError {
 fn too_late(real: &Path) -> SqliteError {
     SqliteError::TimedOut { path: real.to_owned(), what: "its lock was not taken by the deadline".into() }
 }
-
-/// What is said of `locking_mode=EXCLUSIVE`, here and by `probe`.
-pub(super) fn exclusive(real: &Path) -> SqliteError {
-    SqliteError::Refused {
-        path: real.to_owned(),
-        what: "another process has locked it exclusively".into(),
-        remedy: EXCLUSIVE_REMEDY.into(),
-    }
-}
-
-/// What to do about `locking_mode=EXCLUSIVE`.
-pub(super) const EXCLUSIVE_REMEDY: &str = "let the application use PRAGMA locking_mode=NORMAL, or name stop and \
-     start hooks that release the database";

@@ -6,7 +6,7 @@
 //! Crash story: reads only. `F_OFD_GETLK` takes no lock, and this process has no POSIX lock on these files that
 //! closing them could drop.
 
-use std::{fs::File, io, ops::Range, os::fd::AsRawFd, path::Path};
+use std::{fmt, fs::File, io, ops::Range, os::fd::AsRawFd, path::Path};
 
 use model::plan::JournalMode;
 
@@ -25,6 +25,15 @@ pub(super) enum LockHolder {
     Process(u32),
     /// A process that cannot be seen from here (another container), or an open file description.
     Unknown,
+}
+
+impl fmt::Display for LockHolder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process(pid) => write!(f, "process {pid}"),
+            Self::Unknown => f.write_str("a process that cannot be seen from here"),
+        }
+    }
 }
 
 /// Who has the write lock of this database, and the name of that lock; opens the file anew, so that it speaks

@@ -9,7 +9,7 @@ use std::{
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use model::{
@@ -24,9 +24,9 @@ use os::{
 use rustix::fs::{Access, access, statfs};
 
 use super::{
+    error::EXCLUSIVE_REMEDY,
     header::{self, Found},
-    lock::EXCLUSIVE_REMEDY,
-    locks,
+    locks::{self, LockHolder},
     names::{journal_of, shm_of, wal_of},
 };
 
@@ -41,13 +41,14 @@ const SHARED_FILESYSTEMS: [(u32, &str); 6] = [
     (0x7375_7245, "Coda"),
 ];
 
-/// How often, and how far apart, it is looked for an exclusive lock before it is taken for one that stays.
-const LOOKS: u32 = 30;
+/// How long an exclusive lock is waited for before it is taken for one that stays: the commit of a large
+/// transaction in rollback mode, and the end of a VACUUM, keep it for seconds too.
+const PATIENCE: Duration = Duration::from_secs(5);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 /// What the database at `path` is like, and in which of the directories `staging` a copy can be put: the first
 /// into which it can be cloned, else the first that we can write to. Never fails: what is in the way is the
-/// facts' refusal. Takes up to 0.6 s if somebody has locked the database exclusively.
+/// facts' refusal. Takes up to 5 s if somebody has locked the database exclusively.
 #[must_use]
 pub fn probe(source: SourceId, path: &Path, staging: &[PathBuf]) -> SqliteFacts {
     let mut facts = SqliteFacts {
@@ -107,8 +108,8 @@ fn look(facts: &mut SqliteFacts, staging: &[PathBuf]) -> io::Result<Option<Refus
     if let Some(refusal) = not_writable(&real, facts.journal) {
         return Ok(Some(refusal));
     }
-    Ok(locked_exclusively(&database)?.then(|| Refusal {
-        what: "is locked exclusively by another process".into(),
+    Ok(locked_exclusively(&database)?.map(|holder| Refusal {
+        what: format!("has been locked exclusively by {holder} for {} s", PATIENCE.as_secs()),
         remedy: EXCLUSIVE_REMEDY.into(),
     }))
 }
@@ -181,17 +182,16 @@ fn not_writable(real: &Path, journal: JournalMode) -> Option<Refusal> {
     refuse("cannot be locked, since nothing can be written in its directory", remedy)
 }
 
-/// A commit locks exclusively too, but not at every look, and not always by the same process.
-fn locked_exclusively(database: &File) -> io::Result<bool> {
+/// Whoever keeps the database to himself. A commit locks exclusively too, but not at every look, not always
+/// by the same process, and not for long.
+fn locked_exclusively(database: &File) -> io::Result<Option<LockHolder>> {
     let first = locks::exclusive(database)?;
-    if first.is_none() {
-        return Ok(false);
-    }
-    for _ in 1..LOOKS {
+    let begun = Instant::now();
+    while first.is_some() && begun.elapsed() < PATIENCE {
         thread::sleep(BETWEEN_LOOKS);
         if locks::exclusive(database)? != first {
-            return Ok(false);
+            return Ok(None);
         }
     }
-    Ok(true)
+    Ok(first)
 }
