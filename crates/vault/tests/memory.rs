@@ -1,4 +1,5 @@
-//! 100,000 small files and one of 2 GiB are stored within 300 MB of memory.
+//! Many small files and a large one are stored within 300 MB of memory. The vault by itself, and fewer files
+//! than the claim is about: the whole program and the full counts are in `crates/stillpoint/tests/scale.rs`.
 
 mod common;
 
@@ -7,9 +8,9 @@ use std::{fs, io::Write};
 use common::{Place, back_up, carried, manifest, noise, ok, store};
 use model::port::Store;
 
-const FILES: u64 = 100_000;
+const FILES: u64 = 20_000;
 const SMALL: usize = 11_000;
-const LARGE_MIB: u64 = 2048;
+const LARGE_MIB: u64 = 400;
 const LIMIT_KB: u64 = 300_000;
 
 /// The most memory that this process ever had, in kB: `VmHWM`, proc(5).
