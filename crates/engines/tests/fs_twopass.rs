@@ -4,7 +4,10 @@ mod fs_support;
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt, symlink},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, symlink},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -17,8 +20,13 @@ use model::{
     known::Known,
     plan::TreePlan,
     port::{FailureKind, Pinner, Silent},
+    problem::Effect,
     size::Bytes,
+    undo::ProcessRef,
+    verdict::Stillness,
 };
+use os::process::{process_ref, signal};
+use rustix::process::{Pid, Signal, WaitOptions};
 use testkit::conformance::pinner::suite;
 
 use fs_support::{How, Paper, TreeBench, Vault, harvested, oracle, plan, settle, soon, tick, tree_pinner};
@@ -148,21 +156,127 @@ fn too_much_to_copy_is_refused_for_now() {
     pinner.pin(soon()).unwrap();
 }
 
+/// Another process that has a file mapped and stores into it now and then. A page stays dirty in between, so
+/// the stores leave no trace.
+struct Writer(ProcessRef);
+
+impl Writer {
+    fn of(path: &Path) -> Self {
+        let file = fs::File::options().read(true).write(true).open(path).unwrap();
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        // SAFETY: the kernel chooses an address where nothing is.
+        let map = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, file.as_raw_fd(), 0) };
+        assert!(map != libc::MAP_FAILED);
+        // SAFETY: the child stores into the mapping and sleeps, and calls nothing else.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0);
+        if pid == 0 {
+            for number in 0_u64.. {
+                // SAFETY: the mapping is writable, and this child never unmaps it.
+                unsafe {
+                    map.cast::<u64>().write_volatile(number);
+                    libc::usleep(1_000);
+                }
+            }
+        }
+        // SAFETY: this process uses the mapping no more.
+        assert_eq!(unsafe { libc::munmap(map, 4096) }, 0);
+        Self(process_ref(pid.cast_unsigned()).unwrap())
+    }
+
+    fn stop(&self) {
+        signal(self.0, Signal::STOP).unwrap();
+        tick();
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let _gone = signal(self.0, Signal::KILL);
+        let _gone = rustix::process::waitpid(Pid::from_raw(self.0.pid.cast_signed()), WaitOptions::empty());
+    }
+}
+
+/// A file that is mapped, one that is not, both settled.
+fn mapped_and_other(case: &Case) -> (PathBuf, PathBuf) {
+    let (mapped, other) = (case.root.join("mapped"), case.root.join("other"));
+    fs::write(&mapped, [b'x'; 4096]).unwrap();
+    fs::write(&other, b"other").unwrap();
+    (mapped, other)
+}
+
+fn body_of(harvest: &Harvest, path: &Path) -> Body {
+    harvest.entries.iter().find(|e| e.path == path).unwrap().body.clone()
+}
+
 #[test]
 fn files_that_a_held_process_has_mapped_are_copied_again() {
     let case = Case::new();
-    fs::write(case.root.join("mapped"), b"before").unwrap();
-    fs::write(case.root.join("other"), b"other").unwrap();
+    let (mapped, other) = mapped_and_other(&case);
+    let writer = Writer::of(&mapped);
+    let held = writer.0;
+    let mut pinner = case.pinner(&plan(&case.root)).with_held(Arc::new(move || vec![held]));
     settle();
-    let mapped = case.root.join("mapped");
-    let maps: Vec<PathBuf> = vec![mapped.clone()];
-    let mut pinner = case.pinner(&plan(&case.root)).with_maps(Arc::new(move || maps.clone()));
     pinner.prepare(&Known::default()).unwrap();
+    pinner.round().unwrap();
+    writer.stop();
+    let now = fs::read(&mapped).unwrap();
     let mut pin = pinner.pin(soon()).unwrap();
+    assert!(matches!(pin.unchanged(soon()).unwrap(), Stillness::NothingChanged(_)));
+    signal(held, Signal::CONT).unwrap();
+    tick();
     let harvest = pin.harvest(&Silent).unwrap();
-    let body = |path: &Path| harvest.entries.iter().find(|e| e.path == path).unwrap().body.clone();
-    assert!(matches!(body(&mapped), Body::At(_)));
-    assert_eq!(body(&case.root.join("other")), Body::Carried);
+    let entry = harvest.entries.iter().find(|e| e.path == mapped).unwrap();
+    assert!(Vault::default().bytes(entry) == now, "as it was while its writer was held");
+    assert_eq!(body_of(&harvest, &other), Body::Carried);
+    assert_eq!(harvest.problems, []);
+}
+
+#[test]
+fn a_mapping_of_somebody_who_is_not_held_makes_the_cut_weaker() {
+    for early in [true, false] {
+        let case = Case::new();
+        let (mapped, _) = mapped_and_other(&case);
+        let before = early.then(|| Writer::of(&mapped));
+        settle();
+        let mut pinner = case.pinner(&plan(&case.root));
+        pinner.prepare(&Known::default()).unwrap();
+        let writer = before.unwrap_or_else(|| Writer::of(&mapped));
+        let mut pin = pinner.pin(soon()).unwrap();
+        pin.unchanged(soon()).unwrap();
+        let harvest = pin.harvest(&Silent).unwrap();
+        let [problem] = &harvest.problems[..] else { panic!("{:?}", harvest.problems) };
+        assert_eq!(
+            (problem.effect, problem.path.as_ref()),
+            (Effect::Weaker, Some(&mapped)),
+            "early: {early}"
+        );
+        assert!(problem.what.contains(&format!("process {} (", writer.0.pid)), "{}", problem.what);
+        assert!(problem.remedy.contains("[application.process]"), "{}", problem.remedy);
+    }
+}
+
+/// As when a stop hook ends it; who starts afterwards is not to blame.
+#[test]
+fn what_a_process_had_mapped_that_ended_before_the_pin_is_brought_in_again() {
+    let case = Case::new();
+    let (mapped, other) = mapped_and_other(&case);
+    let writer = Writer::of(&mapped);
+    settle();
+    let mut pinner = case.pinner(&plan(&case.root));
+    pinner.prepare(&Known::default()).unwrap();
+    drop(writer);
+    tick();
+    let now = fs::read(&mapped).unwrap();
+    let mut pin = pinner.pin(soon()).unwrap();
+    assert!(matches!(pin.unchanged(soon()).unwrap(), Stillness::NothingChanged(_)));
+    tick();
+    let _after = Writer::of(&mapped);
+    let harvest = pin.harvest(&Silent).unwrap();
+    let entry = harvest.entries.iter().find(|e| e.path == mapped).unwrap();
+    assert!(Vault::default().bytes(entry) == now);
+    assert_eq!(body_of(&harvest, &other), Body::Carried);
+    assert_eq!(harvest.problems, []);
 }
 
 #[test]

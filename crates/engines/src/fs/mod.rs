@@ -17,4 +17,4 @@ mod twopass;
 
 pub use probe::probe;
 pub use snapshot::SnapshotPinner;
-pub use twopass::{Form, Limits, Maps, TreePinner};
+pub use twopass::{Form, Held, Limits, TreePinner};

@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
-    fs,
+    fs, io,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
@@ -70,10 +70,12 @@ pub fn all_shared_writable_maps() -> Result<Mappings, ProcessError> {
     let ourselves = std::process::id();
     for pid in select::all()?.into_iter().filter(|pid| *pid != ourselves) {
         let Some(process) = process_ref(pid) else { continue };
-        // A kernel thread has no mappings: its list can be read, and is empty.
-        let Ok(maps) = fs::read(format!("/proc/{pid}/maps")) else {
-            mappings.hidden += u64::from(super::alive(process));
-            continue;
+        let maps = match fs::read(format!("/proc/{pid}/maps")) {
+            Ok(maps) => maps,
+            Err(error) => {
+                mappings.hidden += u64::from(error.kind() == io::ErrorKind::PermissionDenied);
+                continue;
+            }
         };
         let mut files: BTreeSet<(u64, u64)> = BTreeSet::new();
         files.extend(maps.split(|b| *b == b'\n').filter_map(|line| mapped_file(pid, line)));

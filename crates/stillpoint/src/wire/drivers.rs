@@ -9,7 +9,7 @@ use std::{
 };
 
 use engines::{
-    fs::{Form, Maps, SnapshotPinner, TreePinner},
+    fs::{Form, Held, SnapshotPinner, TreePinner},
     sqlite::{self, Holder, SqliteLock, SqlitePinner},
 };
 use model::{
@@ -98,18 +98,17 @@ pub fn build(
             }
         }
     }
-    let maps = maps_of(held);
-    let pinner = |pin| pinner(run, pin, &means, &holders, &maps, fingerprint);
+    let held = all_of(held);
+    let pinner = |pin| pinner(run, pin, &means, &holders, &held, fingerprint);
     let pinners = plan.pins.iter().map(pinner).collect::<Result<_, _>>()?;
     Ok(Drivers { holds, pinners })
 }
 
-/// The files that held processes have mapped writable and shared, at the time of asking.
-fn maps_of(held: Vec<Arc<Mutex<Vec<ProcessRef>>>>) -> Maps {
+/// The processes that any of the holds holds at the time of asking.
+fn all_of(held: Vec<Arc<Mutex<Vec<ProcessRef>>>>) -> Held {
     Arc::new(move || {
         let lists = held.iter().map(|list| list.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        let processes: Vec<ProcessRef> = lists.flatten().collect();
-        process::shared_writable_maps(&processes)
+        lists.flatten().collect()
     })
 }
 
@@ -118,13 +117,13 @@ fn pinner(
     pin: &PinPlan,
     means: &sqlite::Means,
     holders: &HashMap<SourceId, Holder>,
-    maps: &Maps,
+    held: &Held,
     fingerprint: &dyn Fn(&SourceId) -> Option<sqlite::Fingerprint>,
 ) -> Result<Box<dyn Pinner>, Failure> {
     let tree = |plan, form| {
         let (journal, clock) = (run.journal(), Arc::clone(&run.clock));
         let pinner = TreePinner::new(pin.source.clone(), plan, form, pin.staging.clone(), journal, clock)?;
-        Ok(Box::new(pinner.with_maps(Arc::clone(maps))) as Box<dyn Pinner>)
+        Ok(Box::new(pinner.with_held(Arc::clone(held))) as Box<dyn Pinner>)
     };
     match &pin.method {
         PinMethod::TwoPassReflink(plan) => tree(plan, Form::Fast),

@@ -5,7 +5,9 @@
 //! stamp was settled then (`Stamp::is_settled_at`); everything else is brought into the staging directory. The
 //! fast form clones, also in the first pass. The plain form hands the first pass over to be stored ahead. A
 //! tree that spans filesystems is cloned where that works and copied elsewhere. Files that a held process has
-//! mapped writable are brought in again under the freeze, since stores to them may leave no trace.
+//! mapped writable are brought in again under the freeze, since stores to them may leave no trace. While somebody
+//! who is not held has files mapped so, the cut is weaker; a mapping that lives only between two looks at all
+//! processes, of which none is under the freeze, is not seen (the module `mapped`).
 //!
 //! Under the freeze no more is done than has to be: one `statx` for each name, compared with the census of the last
 //! unlocked look, which holds attributes and paths ([`os::tree::Census`]); again one for each name after the last
@@ -15,6 +17,7 @@
 //! the harvested pin, or with the pinner. One pinner may run beside others, also of the same tree.
 
 mod copies;
+mod mapped;
 mod pin;
 mod stage;
 mod table;
@@ -40,12 +43,14 @@ use os::{
 
 use self::{
     copies::{Copies, Way},
+    mapped::Suspects,
     pin::TreePin,
     stage::{Outcome, Round},
     table::{Place, Seen, Table},
 };
 use super::scope::{Look, Scope};
 
+pub use mapped::Held;
 pub(super) use pin::way;
 
 /// How files are brought in.
@@ -71,9 +76,6 @@ impl Default for Limits {
     }
 }
 
-/// Asked under the freeze for the files that held processes have mapped writable and shared, by real path.
-pub type Maps = Arc<dyn Fn() -> Vec<PathBuf> + Send + Sync>;
-
 /// Pins a directory in two passes.
 pub struct TreePinner {
     source: SourceId,
@@ -82,7 +84,8 @@ pub struct TreePinner {
     staging: PathBuf,
     journal: Arc<dyn Journal>,
     clock: Arc<dyn Clock>,
-    maps: Option<Maps>,
+    held: Option<Held>,
+    suspects: Suspects,
     limits: Limits,
     table: Table,
     /// What the last look saw, with the places of files that need nothing as marks.
@@ -115,7 +118,8 @@ impl TreePinner {
             staging,
             journal,
             clock,
-            maps: None,
+            held: None,
+            suspects: Suspects::default(),
             limits: Limits::default(),
             table: Table::default(),
             census: Arc::default(),
@@ -125,10 +129,10 @@ impl TreePinner {
         })
     }
 
-    /// With a source of shared writable maps.
+    /// With somebody to ask under the freeze who is held.
     #[must_use]
-    pub fn with_maps(mut self, maps: Maps) -> Self {
-        self.maps = Some(maps);
+    pub fn with_held(mut self, held: Held) -> Self {
+        self.held = Some(held);
         self
     }
 
@@ -268,6 +272,7 @@ impl Pinner for TreePinner {
             let look = pinner.unlocked_look(census)?;
             let any_new = pinner.first_pass(census, look.started, known, &copies)?;
             pinner.mark(census);
+            pinner.suspects.look(census)?;
             Ok(any_new.then(|| pinner.to_be_stored(census, &look)))
         })
     }
@@ -279,6 +284,7 @@ impl Pinner for TreePinner {
             let look = pinner.unlocked_look(census)?;
             let difference = pinner.shrink(census, look.started, &copies)?;
             pinner.mark(census);
+            pinner.suspects.look(census)?;
             Ok(difference)
         })
     }
@@ -289,10 +295,11 @@ impl Pinner for TreePinner {
         if until.has_passed(self.clock.moment()) {
             return Err(self.scope.too_late("nothing was looked at yet"));
         }
+        let held = self.held.as_ref().map(|held| held()).unwrap_or_default();
+        let (again, blame) = self.suspects.under_the_freeze(held);
         let (look, brought) = self.with_census(|pinner, census| {
             let look = pinner.scope.look(&*pinner.clock, census, Vanished::Problem, Some(until))?;
-            let mapped = pinner.maps.as_ref().map(|maps| maps().into_iter().collect()).unwrap_or_default();
-            let brought = Round::new(pinner, &copies, look.started, Some(until)).finish(census, &mapped)?;
+            let brought = Round::new(pinner, &copies, look.started, Some(until)).finish(census, &again)?;
             Ok((look, brought))
         })?;
         Ok(Box::new(TreePin {
@@ -303,6 +310,7 @@ impl Pinner for TreePinner {
             look,
             census: Arc::clone(&self.census),
             brought,
+            blame,
             harvested: false,
         }))
     }

@@ -15,7 +15,7 @@ use model::{
 };
 use os::tree::{Census, Resolved};
 
-use super::{copies::Copies, stage::Brought, table::Place};
+use super::{copies::Copies, mapped::Blame, stage::Brought, table::Place};
 use crate::fs::{
     difference::Differences,
     scope::{Look, Scope},
@@ -31,6 +31,7 @@ pub(super) struct TreePin {
     pub look: Look,
     pub census: Arc<Census>,
     pub brought: Brought,
+    pub blame: Blame,
     pub harvested: bool,
 }
 
@@ -45,8 +46,11 @@ impl Pin for TreePin {
             return Ok(Stillness::NotShown(what.to_owned()));
         }
         let changes = self.scope.changes(&*self.clock, &self.census, self.look.floor, until)?;
+        self.blame.is_over();
         Ok(if changes.count == 0 {
-            Stillness::NothingChanged(format!("{} names compared, none changed", self.census.names()))
+            let names = self.census.names();
+            let detail = format!("{names} names compared, none changed{}", self.blame.caveat());
+            Stillness::NothingChanged(detail)
         } else {
             Stillness::NotShown(Differences::from(changes).in_words())
         })
@@ -73,6 +77,7 @@ impl Pin for TreePin {
         let mut problems = self.census.problems();
         problems.append(&mut self.look.problems);
         problems.append(&mut brought.problems);
+        problems.append(&mut self.blame.problems(&self.census));
         let problems = problems.into_iter().map(|p| p.of(&self.source)).collect();
         progress.end();
         Ok(Harvest { entries, problems, ..Harvest::default() })

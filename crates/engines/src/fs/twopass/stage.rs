@@ -4,7 +4,7 @@
 //! before and after; a failed attempt is forgotten.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     io,
     path::{Path, PathBuf},
 };
@@ -85,20 +85,20 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// The last round: brings in every regular file of the census that has no mark or is mapped by someone held.
+    /// The last round: brings in every regular file of the census that has no mark, and these `again`.
     pub(super) fn finish(
         &mut self,
         census: &mut Census,
-        mapped: &HashSet<PathBuf>,
+        again: &BTreeSet<PathBuf>,
     ) -> Result<Brought, Failure> {
-        // What a held process has mapped may change without a trace.
-        mapped.iter().for_each(|path| census.unmark(path));
+        // What somebody has mapped may change without a trace.
+        again.iter().for_each(|path| census.unmark(path));
         let mut brought = Brought::default();
         let mut todo = Vec::new();
         for spot in census.unmarked_files() {
             let Some(mut entry) = census.entry(spot) else { continue };
             match self.pinner.table.trusted(&entry.path, &entry.meta.stamp()) {
-                Some(place) if !mapped.contains(&entry.path) => {
+                Some(place) if !again.contains(&entry.path) => {
                     entry.body = self.copies.body(place);
                     brought.files.insert(spot, Some(entry));
                 }
