@@ -152,7 +152,7 @@ impl Copies {
 }
 
 /// Opens a regular file without following a link, waiting for a fifo's writer or changing its access time.
-fn open_source(path: &Path) -> Result<File, Untaken> {
+pub(super) fn open_source(path: &Path) -> Result<File, Untaken> {
     let open = |more: i32| {
         OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | more).open(path)
     };
@@ -172,7 +172,7 @@ fn open_source(path: &Path) -> Result<File, Untaken> {
     }
 }
 
-fn stamp_of(file: &File) -> io::Result<Stamp> {
+pub(super) fn stamp_of(file: &File) -> io::Result<Stamp> {
     let meta = file.metadata()?;
     let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
     Ok(Stamp {
@@ -224,11 +224,15 @@ fn untaken(error: io::Error) -> Untaken {
 
 /// Copies what is data; holes stay holes.
 fn copy_data(source: &File, target: &File, size: Bytes, late: &dyn Fn() -> bool) -> Result<(), Untaken> {
-    target.set_len(0).map_err(Untaken::Staging)?;
-    target.set_len(size.0).map_err(Untaken::Staging)?;
+    let has_holes = source.metadata().map_err(Untaken::Unreadable)?.blocks() * 512 < size.0;
+    if has_holes {
+        target.set_len(0).map_err(Untaken::Staging)?;
+    }
+    let next =
+        |at| if has_holes { next_data(source, at, size.0) } else { Ok((at < size.0).then_some(at..size.0)) };
     let mut buffer = Vec::new();
     let mut at = 0;
-    while let Some(data) = next_data(source, at, size.0).map_err(Untaken::Unreadable)? {
+    while let Some(data) = next(at).map_err(Untaken::Unreadable)? {
         at = data.start;
         while at < data.end {
             if late() {
@@ -239,13 +243,13 @@ fn copy_data(source: &File, target: &File, size: Bytes, late: &dyn Fn() -> bool)
             let got = source.read_at(&mut buffer, at).map_err(Untaken::Unreadable)?;
             if got == 0 {
                 // Shorter than it was: the stamp will tell.
-                return Ok(());
+                return target.set_len(at).map_err(Untaken::Staging);
             }
             target.write_all_at(&buffer[..got], at).map_err(Untaken::Staging)?;
             at += got as u64;
         }
     }
-    Ok(())
+    target.set_len(size.0).map_err(Untaken::Staging)
 }
 
 /// The next range with data at or after `at` and before `end`; all of it where the filesystem does not say.

@@ -19,6 +19,7 @@
 mod copies;
 mod mapped;
 mod pin;
+mod small;
 mod stage;
 mod table;
 

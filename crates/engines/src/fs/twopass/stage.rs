@@ -27,6 +27,7 @@ use os::{
 use super::{
     TreePinner,
     copies::{Copies, Taken, Untaken, Way},
+    small::read_small,
     table::{Place, Seen},
 };
 
@@ -106,8 +107,16 @@ impl<'a> Round<'a> {
             }
         }
         self.check_bound(&todo)?;
+        let (until, clock) = (self.until, &*self.pinner.clock);
+        let late = || until.is_some_and(|until| until.has_passed(clock.moment()));
+        let mut small = read_small(&todo, &late);
         let mut todo = todo.into_iter();
         while let Some((spot, mut entry)) = todo.next() {
+            if let Some(bytes) = small.remove(&spot) {
+                entry.body = Body::Inline(bytes);
+                brought.files.insert(spot, Some(entry));
+                continue;
+            }
             let settled = if self.is_late() { Err(Untaken::TooLate) } else { self.settle(&mut entry) };
             let (kept, problem) = match settled {
                 Ok(problem) => (Some(entry), problem),
