@@ -7,6 +7,7 @@ pub mod command;
 pub mod durable;
 pub mod extents;
 pub mod hold;
+pub mod memory;
 pub mod mounts;
 pub mod process;
 pub mod site;

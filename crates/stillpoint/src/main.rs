@@ -15,6 +15,7 @@ mod wire;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    os::memory::use_few_arenas();
     match helper::role_of_arguments() {
         Some((role, arguments)) => helper::run(&role, &arguments),
         None => commands::run(),
