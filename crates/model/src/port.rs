@@ -329,6 +329,10 @@ pub trait Progress: Send + Sync {
     fn advance(&self, bytes: Bytes);
     /// The stage is over.
     fn end(&self);
+    /// Whether somebody asked to stop. A long stage that can be given up looks at it now and then.
+    fn is_stopped(&self) -> bool {
+        false
+    }
 }
 
 /// Progress that nobody looks at.

@@ -2,7 +2,12 @@
 
 mod common;
 
-use std::{fs, io::Read, path::Path, process::Stdio};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    path::Path,
+    process::Stdio,
+};
 
 use common::{Site, below, make_guestbook, rows_without_file, write_private};
 use rustix::fs::{FlockOperation, flock};
@@ -56,7 +61,7 @@ fn the_whole_way_as_people_read_it() {
     site.run(["backup", "--label", "mine"]).expect_status(0).expect_text("consistent, stalled");
     site.run(["list"]).expect_status(0).expect_text("consistent").expect_text("mine").expect_text("+00:00");
     site.run(["show", "guestbook"]).expect_status(0).expect_text("locked:").expect_text("instant");
-    site.run(["check"]).expect_status(0).expect_text("guestbook: whole: 1 backups");
+    site.run(["check"]).expect_status(0).expect_text("guestbook: whole: 1 backup in");
     site.run(["prune", "--dry-run"]).expect_status(0).expect_text("kept").expect_text("1 kept, 0 would go");
     let to = site.root().join("restored");
     site.run(["restore", "test/guestbook", "--to", to.to_str().expect("UTF-8")])
@@ -229,4 +234,43 @@ fn an_interrupted_backup_stops_cleanly_and_holds_nobody() {
     assert_eq!(site.leftovers(), Vec::<std::path::PathBuf>::new());
     assert_eq!(site.run(["thaw", "--json"]).json(), json!({ "undone": [], "left": [] }));
     site.run(["backup"]).expect_status(0);
+}
+
+#[test]
+fn a_long_storing_step_ends_early() {
+    let site = site();
+    // Such that nothing is stored twice, and a machine without optimised code needs seconds.
+    let mut state = 1_u64;
+    let bytes: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state.to_be_bytes()
+    })
+    .take(12 << 20)
+    .flatten()
+    .collect();
+    fs::write(site.uploads().join("large.bin"), &bytes).expect("an upload");
+    let mut command = site.command(["backup", "--json"]);
+    let mut run =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let pid = rustix::process::Pid::from_child(&run);
+    let (mut asked, mut done) = (false, Value::Null);
+    for line in BufReader::new(run.stderr.take().expect("a pipe")).lines() {
+        let Ok(event) = serde_json::from_str::<Value>(&line.expect("text")) else { continue };
+        let is_storing = event["stage"].as_str().is_some_and(|stage| stage.starts_with("storing"));
+        if is_storing && event["progress"] == "advance" && !asked {
+            asked = true;
+            rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it lives");
+        }
+        if is_storing && event["progress"] == "end" && event["bytes"].as_u64() > Some(1 << 20) {
+            done = event;
+            break;
+        }
+    }
+    let output = run.wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("interrupted"), "{text}");
+    assert!(done["bytes"].as_u64() < done["total_bytes"].as_u64(), "it went on to the end: {done}");
+    assert_eq!(site.backups(), Vec::<String>::new());
+    assert_eq!(site.leftovers(), Vec::<std::path::PathBuf>::new());
 }

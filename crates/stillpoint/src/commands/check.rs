@@ -15,7 +15,7 @@ use super::Context;
 use crate::{
     cli::CheckArgs,
     exit::{Exit, Outcome},
-    output::{Report, problem_lines},
+    output::{Report, counted, problem_lines},
     progress::progress,
     wire::{inventory, password, run::Run},
 };
@@ -84,8 +84,10 @@ impl Check {
             _ => format!("{} read back", self.bytes_read),
         };
         let mut text = format!(
-            "{}: {state}: {} backups in {} packs, {read}",
-            self.application, self.backups, self.packs
+            "{}: {state}: {} in {}, {read}",
+            self.application,
+            counted(self.backups, "backup"),
+            counted(self.packs, "pack")
         );
         text.push_str(&problem_lines(&self.problems, self.problems.len() as u64, usize::MAX));
         text

@@ -10,7 +10,7 @@ use model::{
 use orchestrate::backup::BackupReport;
 use serde::Serialize;
 
-use super::{Report, problem_lines};
+use super::{Report, counted, problem_lines};
 use crate::exit::{Exit, Fault, FaultReport};
 
 /// `backup`.
@@ -81,13 +81,13 @@ impl BackedUp {
 
 fn stored_text(report: &BackupReport, required: Verdict) -> String {
     let mut text = format!(
-        "{}: backup {}, {}, stalled {}, {} in {} files, {} added, {:.1} s",
+        "{}: backup {}, {}, stalled {}, {} in {}, {} added, {:.1} s",
         report.application,
         report.backup.short(),
         report.verdict,
         report.stall_ms.total,
         report.bytes,
-        report.files,
+        counted(report.files, "file"),
         report.bytes_added,
         report.duration.as_secs_f64(),
     );

@@ -12,7 +12,7 @@ use model::{
 };
 use serde::Serialize;
 
-use super::{Align, Report, Table, problem_lines};
+use super::{Align, Report, Table, counted, problem_lines};
 
 /// A time for people: UTC with offset, whole seconds.
 #[must_use]
@@ -110,7 +110,7 @@ impl Line {
         };
         let mut notes: Vec<String> = ours.label.iter().cloned().collect();
         if ours.problems > 0 {
-            notes.push(format!("{} problems", ours.problems));
+            notes.push(counted(ours.problems, "problem"));
         }
         if self.accepted {
             notes.push("accepted".to_owned());
@@ -174,11 +174,11 @@ impl Report for Shown {
         let mut text = format!("backup    {}\nreceived  {}", self.stored.id, utc(self.stored.received));
         if let Some(record) = &self.stored.record {
             text.push_str(&format!(
-                "\nverdict   {}{}\nsize      {} in {} files, {} added\ntook      {:.1} s",
+                "\nverdict   {}{}\nsize      {} in {}, {} added\ntook      {:.1} s",
                 record.verdict,
                 if self.stored.accepted { ", accepted by a person" } else { "" },
                 record.bytes,
-                record.files,
+                counted(record.files, "file"),
                 record.bytes_added,
                 record.duration_s,
             ));

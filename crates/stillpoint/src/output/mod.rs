@@ -127,6 +127,12 @@ pub fn stderr(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// So many of these: `1 backup`, `2 backups`.
+#[must_use]
+pub fn counted(count: u64, one: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
+}
+
 /// Problems as indented lines, the worst first, at most `most` of them.
 #[must_use]
 pub fn problem_lines(problems: &[Problem], count: u64, most: usize) -> String {

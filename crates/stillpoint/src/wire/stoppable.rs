@@ -1,7 +1,7 @@
-//! A store that begins no further step once somebody has asked us to stop.
+//! A store that begins no further step once somebody has asked us to stop, and ends a long one early.
 //!
-//! Crash story: it refuses before a step is begun, never within one, so everything that was begun is ended
-//! and every guard is dropped on the way out.
+//! Crash story: what an unfinished step has written is in no index, or unlisted; the next run uses it again, or
+//! `prune` removes it. Every guard is dropped on the way out.
 
 use std::sync::Arc;
 
@@ -9,8 +9,9 @@ use model::{
     entry::Manifest,
     id::BackupId,
     known::Known,
-    port::{Draft, Failure, Progress, Store},
+    port::{Draft, Failure, Progress, Stage, Store},
     record::{BackupRecord, CutRecord},
+    size::Bytes,
 };
 
 use crate::{exit::Fault, signals::Interrupt};
@@ -23,7 +24,39 @@ pub struct Stoppable<'a> {
     pub interrupt: &'a Interrupt,
 }
 
+/// Progress that knows whether somebody asked.
+struct Asking<'a> {
+    progress: &'a dyn Progress,
+    interrupt: &'a Interrupt,
+}
+
+impl Progress for Asking<'_> {
+    fn begin(&self, stage: Stage, total: Option<Bytes>) {
+        self.progress.begin(stage, total);
+    }
+
+    fn advance(&self, bytes: Bytes) {
+        self.progress.advance(bytes);
+    }
+
+    fn end(&self) {
+        self.progress.end();
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.interrupt.is_asked()
+    }
+}
+
 impl Stoppable<'_> {
+    /// A step that failed after somebody asked has failed for that.
+    fn explained<T>(&self, step: Result<T, Failure>) -> Result<T, Failure> {
+        match step {
+            Err(_) => self.safe_point().and(step),
+            Ok(_) => step,
+        }
+    }
+
     fn safe_point(&self) -> Result<(), Failure> {
         if self.interrupt.is_asked() { Err(Fault::interrupted().failure) } else { Ok(()) }
     }
@@ -37,7 +70,9 @@ impl Store for Stoppable<'_> {
 
     fn store_ahead(&mut self, manifest: Arc<Manifest>, progress: &dyn Progress) -> Result<(), Failure> {
         self.safe_point()?;
-        self.store.store_ahead(manifest, progress)
+        let progress = Asking { progress, interrupt: self.interrupt };
+        let stored = self.store.store_ahead(manifest, &progress);
+        self.explained(stored)
     }
 
     fn store(
@@ -47,7 +82,9 @@ impl Store for Stoppable<'_> {
         progress: &dyn Progress,
     ) -> Result<Draft, Failure> {
         self.safe_point()?;
-        self.store.store(manifest, cut, progress)
+        let progress = Asking { progress, interrupt: self.interrupt };
+        let stored = self.store.store(manifest, cut, &progress);
+        self.explained(stored)
     }
 
     fn publish(&mut self, draft: Draft, record: &BackupRecord) -> Result<BackupId, Failure> {

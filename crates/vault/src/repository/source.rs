@@ -12,7 +12,10 @@ use std::{
     io::{self, BufReader, Read},
     os::unix::fs::MetadataExt,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use jiff::Timestamp;
@@ -48,6 +51,8 @@ struct Inner {
     /// Stamps in the parents: see [`Inner::ctime`].
     parents: Vec<Arc<Known>>,
     faults: Mutex<BTreeMap<usize, Fault>>,
+    /// Nothing more is fed.
+    stopped: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -69,12 +74,24 @@ impl Feed {
             order.push(Slot::Manifest(i));
         }
         order.extend(rest.map(|(j, _)| Slot::More(j)));
-        Self(Arc::new(Inner { manifest, more, order, parents, faults: Mutex::default() }))
+        Self(Arc::new(Inner {
+            manifest,
+            more,
+            order,
+            parents,
+            faults: Mutex::default(),
+            stopped: AtomicBool::new(false),
+        }))
     }
 
     /// The entries in order.
     pub(crate) fn entries(&self) -> impl Iterator<Item = (usize, &Entry)> {
         (0..self.0.order.len()).filter_map(|i| Some((i, self.0.entry(i)?)))
+    }
+
+    /// Feeds nothing more: whoever archives it is soon at its end, with a tree that must not be used.
+    pub(crate) fn stop(&self) {
+        self.0.stopped.store(true, Ordering::Relaxed);
     }
 
     /// Why the entry at this place could not be stored, if that is known.
@@ -156,6 +173,9 @@ impl Iterator for Nodes {
         loop {
             let place = self.next;
             self.next += 1;
+            if self.feed.stopped.load(Ordering::Relaxed) {
+                return None;
+            }
             let entry = self.feed.entry(place)?;
             let Some(node) = node::node(entry, self.feed.ctime(entry), &self.names) else { continue };
             let open = (entry.kind == Kind::File).then(|| Opener { feed: self.feed.clone(), place });
@@ -287,6 +307,12 @@ impl Read for Reader {
 
 impl Reader {
     fn step(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
+        if self.feed.stopped.load(Ordering::Relaxed) {
+            return Err(Fault {
+                what: "it is not stored any more".into(),
+                remedy: "start the command again",
+            });
+        }
         let count = loop {
             let got = match &mut self.content {
                 Content::Inline => Ok(self.inline(buffer)),

@@ -29,6 +29,7 @@ use rustic_core::{
 };
 
 use super::{
+    backend::Backend,
     compare::{Stored, compare},
     error::{RepositoryError, while_doing},
     lock::{Lock, LockKind},
@@ -190,8 +191,10 @@ impl Repository {
         // rustic_core compares inodes only when it is told to ignore them.
         options.parent_opts.ignore_inode = true;
         self.backend.withhold(true);
-        let archived =
-            self.meter.watch(progress, stage, Some(total), || index.archive(&options, feed, snapshot, paths));
+        let stoppable = Stopping { progress, feed, backend: &self.backend };
+        let archived = self
+            .meter
+            .watch(&stoppable, stage, Some(total), || index.archive(&options, feed, snapshot, paths));
         self.backend.withhold(false);
         // A failed write may have been swallowed on its way.
         if let Some(error) = self.backend.failed() {
@@ -266,6 +269,36 @@ impl Store for Repository {
         let published = self.try_publish(&draft, record);
         self.close();
         Ok(published?)
+    }
+}
+
+/// Feeds nothing more once somebody asked to stop, and lets no write through, so that what is archived by then
+/// is a failure.
+struct Stopping<'a> {
+    progress: &'a dyn Progress,
+    feed: &'a Feed,
+    backend: &'a Backend,
+}
+
+impl Progress for Stopping<'_> {
+    fn begin(&self, stage: Stage, total: Option<Bytes>) {
+        self.progress.begin(stage, total);
+    }
+
+    fn advance(&self, bytes: Bytes) {
+        self.progress.advance(bytes);
+        if self.progress.is_stopped() {
+            self.feed.stop();
+            self.backend.stop();
+        }
+    }
+
+    fn end(&self) {
+        self.progress.end();
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.progress.is_stopped()
     }
 }
 
