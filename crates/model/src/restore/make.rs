@@ -115,7 +115,11 @@ fn to_directory(request: &Request, dir: &Path, found: &PlaceFacts) -> Result<(),
     }
     match (&found.found, found.parent) {
         (_, ParentFacts::Missing) => {
-            Err(refused(format!("the directory above {shown} does not exist"), "make it first"))
+            let above = dir.parent().map(pathtext::show).unwrap_or_default();
+            Err(refused(
+                format!("{above}, the directory above {shown}, does not exist"),
+                "make it first, or name another place with --to",
+            ))
         }
         (_, ParentFacts::ReadOnly) => Err(refused(
             format!("this user cannot write into the directory above {shown}"),

@@ -40,9 +40,14 @@ pub fn run(context: &Context, args: &BackupArgs) -> Outcome {
         let done = if stop { skipped(application) } else { one(context, &run, application, args) };
         report.applications.push(done);
     }
-    run.end()?;
-    let exit = report.applications.iter().map(BackedUp::exit).fold(Exit::Done, Exit::worse);
+    let ended = run.end();
+    let mut exit = report.applications.iter().map(BackedUp::exit).fold(Exit::Done, Exit::worse);
     context.output.result(&report)?;
+    if let Err(failure) = ended {
+        // What became of each application is told all the same.
+        context.output.warn(failure.in_full());
+        exit = exit.worse(Exit::Failed);
+    }
     Ok(exit)
 }
 

@@ -129,7 +129,12 @@ fn show(context: &Context, inventory: &Inventory, password: &Password, file: Opt
     };
     durable::write_new(file, (sheet.text() + "\n").as_bytes(), 0o600).map_err(|error| {
         let what = format!("the recovery sheet cannot be written to {}", pathtext::show(file));
-        Fault::io(what, "name a file that does not exist yet", error)
+        let remedy = match error.kind() {
+            io::ErrorKind::NotFound => "make its directory first, or name another",
+            io::ErrorKind::AlreadyExists => "name a file that does not exist yet",
+            _ => "name another place",
+        };
+        Fault::io(what, remedy, error)
     })?;
     context.output.note(format!("written to {}; print it, then remove it here", pathtext::show(file)));
     Ok(sheet.exit())

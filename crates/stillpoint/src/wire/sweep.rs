@@ -83,7 +83,7 @@ fn not_started(run: &str, undo: &Undo) -> Problem {
         "run {run} died, and its application stays stopped until what was there before the restore is back: {}",
         words(undo)
     );
-    Problem::new(Effect::Weaker, None, what, "mend what is in the way and run `stillpoint thaw` as root")
+    Problem::new(Effect::Note, None, what, "mend what is in the way and run `stillpoint thaw` as root")
 }
 
 fn left(run: &str, undo: &Undo, error: &UndoError) -> Problem {
@@ -93,7 +93,7 @@ fn left(run: &str, undo: &Undo, error: &UndoError) -> Problem {
         what.push_str(&format!(": {error}"));
         cause = error.source();
     }
-    Problem::new(Effect::Weaker, None, what, "run `stillpoint thaw` as root")
+    Problem::new(Effect::Note, None, what, "run `stillpoint thaw` as root")
 }
 
 /// What an undo does, for people.
