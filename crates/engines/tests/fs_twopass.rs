@@ -143,17 +143,39 @@ fn hard_links_sparse_files_and_attributes_come_through() {
 }
 
 #[test]
-fn too_much_to_copy_is_refused_for_now() {
+fn what_is_too_large_to_copy_under_the_freeze_is_stored_but_makes_the_cut_weaker() {
     let case = Case::new();
     let mut pinner = case.pinner(&plan(&case.root)).with_limits(Limits { staged: Bytes(4999) });
     pinner.prepare(&Known::default()).unwrap();
     fs::write(case.root.join("large"), vec![1; 5000]).unwrap();
-    let failure = pinner.pin(soon()).err().expect("5000 bytes are unsettled");
-    assert!(failure.is_transient(), "{failure:?}");
+    fs::write(case.root.join("small"), vec![2; 4000]).unwrap();
+    let mut pin = pinner.pin(soon()).unwrap();
+    let harvest = pin.harvest(&Silent).unwrap();
+    let body =
+        |name: &str| harvest.entries.iter().find(|e| e.path == case.root.join(name)).unwrap().body.clone();
+    assert_eq!(body("large"), Body::At(case.root.join("large")));
+    assert_eq!(body("small"), Body::Inline(vec![2; 4000]));
+    let named: Vec<_> = harvest.problems.iter().map(|p| (p.effect, p.path.clone())).collect();
+    assert_eq!(named, [(Effect::Weaker, Some(case.root.join("large")))]);
+    pin.release().unwrap();
+
     settle();
     let mut pinner = case.pinner(&plan(&case.root)).with_limits(Limits { staged: Bytes(4999) });
     pinner.prepare(&Known::default()).unwrap();
-    pinner.pin(soon()).unwrap();
+    let mut pin = pinner.pin(soon()).unwrap();
+    assert_eq!(pin.harvest(&Silent).unwrap().problems, []);
+    pin.release().unwrap();
+}
+
+#[test]
+fn much_that_is_young_is_given_a_second_to_settle() {
+    let case = Case::new();
+    fs::write(case.root.join("large"), vec![1; 70 << 20]).unwrap();
+    let mut pinner = case.pinner(&plan(&case.root)).with_limits(Limits { staged: Bytes(4999) });
+    pinner.prepare(&Known::default()).unwrap();
+    let mut pin = pinner.pin(soon()).unwrap();
+    assert_eq!(pin.harvest(&Silent).unwrap().problems, []);
+    pin.release().unwrap();
 }
 
 /// Another process that has a file mapped and stores into it now and then. A page stays dirty in between, so

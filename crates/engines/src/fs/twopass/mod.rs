@@ -27,7 +27,7 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
 use model::{
-    entry::{Entry, Kind, Manifest},
+    entry::{Entry, Kind, Manifest, SETTLING},
     id::SourceId,
     known::Known,
     pathtext,
@@ -67,13 +67,17 @@ pub enum Form {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// The most that is copied into the staging directory, in all rounds and under the freeze each. Clones do
-    /// not count.
+    /// not count. What is larger is read after the thaw, which makes the cut weaker.
     pub staged: Bytes,
 }
 
+/// More than this in files that changed within the last second is worth a second's wait before the first
+/// pass: most of it will have settled then, and need not be copied while everybody is held.
+const WORTH_A_WAIT: Bytes = Bytes(64 << 20);
+
 impl Default for Limits {
     fn default() -> Self {
-        Self { staged: Bytes(1 << 30) }
+        Self { staged: Bytes(256 << 20) }
     }
 }
 
@@ -260,6 +264,18 @@ impl TreePinner {
     }
 }
 
+/// What the files hold whose stamps cannot be trusted yet.
+fn young(census: &mut Census, started: Timestamp) -> Bytes {
+    let mut bytes = Bytes(0);
+    census.mark_files(&mut |_, stamp| {
+        if !stamp.is_settled_at(started) {
+            bytes = bytes + stamp.size;
+        }
+        None
+    });
+    bytes
+}
+
 impl Pinner for TreePinner {
     fn source(&self) -> SourceId {
         self.source.clone()
@@ -270,7 +286,11 @@ impl Pinner for TreePinner {
         self.refuse_while_pinned(&copies)?;
         self.with_census(|pinner, census| {
             census.unmark_all();
-            let look = pinner.unlocked_look(census)?;
+            let mut look = pinner.unlocked_look(census)?;
+            if young(census, look.started) > WORTH_A_WAIT {
+                pinner.clock.sleep(SETTLING);
+                look = pinner.unlocked_look(census)?;
+            }
             let any_new = pinner.first_pass(census, look.started, known, &copies)?;
             pinner.mark(census);
             pinner.suspects.look(census)?;

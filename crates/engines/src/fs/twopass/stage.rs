@@ -106,7 +106,7 @@ impl<'a> Round<'a> {
                 _ => todo.push((spot, entry)),
             }
         }
-        self.check_bound(&todo)?;
+        self.leave_the_largest(&mut todo, &mut brought);
         let (until, clock) = (self.until, &*self.pinner.clock);
         let late = || until.is_some_and(|until| until.has_passed(clock.moment()));
         let mut small = read_small(&todo, &late);
@@ -133,21 +133,35 @@ impl<'a> Round<'a> {
         Ok(brought)
     }
 
-    fn check_bound(&self, todo: &[(Spot, Entry)]) -> Result<(), Failure> {
-        let entries = todo.iter().map(|(_, entry)| entry);
-        let copied: Bytes = entries.filter(|e| !self.pinner.clones(e)).map(|e| e.meta.size).sum();
+    /// Takes out what is too much to be copied while everybody is held: the largest files, until the rest is
+    /// within the bound. They are read from where they lie, after the thaw.
+    fn leave_the_largest(&self, todo: &mut Vec<(Spot, Entry)>, brought: &mut Brought) {
         let most = self.pinner.limits.staged;
-        if copied <= most {
-            return Ok(());
+        let mut sizes: Vec<Bytes> =
+            todo.iter().filter(|(_, e)| !self.pinner.clones(e)).map(|(_, e)| e.meta.size).collect();
+        sizes.sort_unstable();
+        let mut copied = Bytes(0);
+        let Some(too_large) = sizes.into_iter().find(|size| {
+            copied = copied + *size;
+            copied > most
+        }) else {
+            return;
+        };
+        let is_left =
+            |(_, entry): &mut (Spot, Entry)| entry.meta.size >= too_large && !self.pinner.clones(entry);
+        for (spot, mut entry) in todo.extract_if(.., is_left) {
+            brought.problems.push(Problem::weaker(
+                &entry.path,
+                format!(
+                    "changed, and is too large ({}) to be copied while everybody is held: it is stored as it is \
+                     afterwards, maybe a mixture of its states",
+                    entry.meta.size
+                ),
+                "exclude it, or keep it on a filesystem that can clone (XFS, btrfs)",
+            ));
+            entry.body = Body::At(entry.path.clone());
+            brought.files.insert(spot, Some(entry));
         }
-        Err(Failure::new(
-            FailureKind::Busy,
-            format!(
-                "{} changed too much to be copied while it is held: {copied}, of {most} allowed",
-                pathtext::show(&self.pinner.scope.root)
-            ),
-            "try when less is written, exclude what need not be stored, or use a filesystem that can clone",
-        ))
     }
 
     /// Brings one file in while it should not change, and makes its entry tell of what was brought in.
