@@ -121,13 +121,11 @@ impl Stopped {
         if outcome.is_success() { Ok(()) } else { Err(self.unsuccessful(&outcome)) }
     }
 
+    /// Never transient, not even for want of time: each attempt would stop and start the platform once more.
     fn unsuccessful(&self, outcome: &Outcome) -> Failure {
         let what = format!("the stop hook `{}` did not succeed: {}", self.stop.run, outcome.in_short());
-        Failure::new(
-            if outcome.timed_out { FailureKind::TimedOut } else { FailureKind::Other },
-            what,
-            "run it by hand to see why, or allow it more time in the inventory",
-        )
+        let remedy = "run it by hand to see why, or allow it more time in the inventory";
+        Failure::new(FailureKind::Other, what, remedy)
     }
 
     /// The stop hook has ended: nothing of it is to be ended any more, and the time that is allowed begins.
