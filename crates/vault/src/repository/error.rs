@@ -262,10 +262,41 @@ impl RepositoryError {
             }
             cause = link.source();
         }
-        let text = error.display_log();
-        let line = text.strip_prefix("Error: ").unwrap_or(&text).replace('\n', " ");
-        Self::Library { doing, source: LibraryError(line) }
+        Self::Library { doing, source: LibraryError(sentence(error)) }
     }
+}
+
+/// What a chain of errors says, in one line. rustic_core's own texts have many: its `Display` goes on with
+/// advice, context and a backtrace, and its `display_log` ends in the kind and the `Display` of the cause.
+fn sentence(error: &RusticError) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(link) = cause {
+        let rustic = link
+            .downcast_ref::<RusticError>()
+            .or_else(|| link.downcast_ref::<Box<RusticError>>().map(AsRef::as_ref));
+        let part = rustic.map_or_else(|| first_paragraph(&link.to_string()), message);
+        // Many a link repeats what is behind it.
+        if !part.is_empty() && !parts.iter().any(|known| known.contains(&part)) {
+            parts.push(part);
+        }
+        cause = link.source();
+    }
+    parts.join(": ")
+}
+
+/// The message of one link, without kind, code and cause.
+fn message(error: &RusticError) -> String {
+    let text = error.display_log();
+    let text = text.strip_prefix("Error: ").unwrap_or(&text);
+    let end = text.find(" (kind: related to ").unwrap_or(text.len());
+    first_paragraph(&text[..end])
+}
+
+/// In one line, without its final stop.
+fn first_paragraph(text: &str) -> String {
+    let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ").trim_end_matches('.').to_owned()
 }
 
 /// Turns an error of rustic_core into ours, for use with `map_err`.
@@ -293,5 +324,30 @@ impl From<RepositoryError> for Failure {
             _ => None,
         };
         Self { kind, what, remedy, source: cause }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use rustic_core::{ErrorKind, RusticError};
+
+    use super::RepositoryError;
+
+    #[test]
+    fn what_the_library_says_is_told_in_one_line() {
+        let cause = RusticError::with_source(
+            ErrorKind::Cryptography,
+            "The file `{file}` does not decrypt.\n\nIs it damaged?",
+            io::Error::other("bad tag"),
+        )
+        .attach_context("file", "abab");
+        let error = RusticError::with_source(ErrorKind::Internal, "The config cannot be read.", cause);
+        let failure = model::port::Failure::from(RepositoryError::library("opening the repository", &error));
+        assert_eq!(
+            failure.in_full(),
+            "opening the repository failed: The config cannot be read: The file `abab` does not decrypt: bad tag"
+        );
     }
 }
