@@ -111,7 +111,13 @@ fn processes(application: &Application, facts: &Facts, plan: &mut CutPlan) {
             format!("the processes of {whom} are not known, so none is held: {}", found.why),
             "directories count as held only if nothing in them changes during the cut",
         )),
-        _ => plan.notes.push(format!("no process of {whom} runs, so none is held")),
+        // A problem, so that the backup says it too: a note would end with the plan.
+        _ => plan.problems.push(Problem::new(
+            Effect::Note,
+            None,
+            format!("no process of {whom} runs, so none is held"),
+            "correct [application.process] in the inventory if the application does run",
+        )),
     }
 }
 
