@@ -59,12 +59,17 @@ impl Logbook {
     /// Ends the run's journal: the watchdog leaves, and the file goes if nothing in it is open.
     ///
     /// # Errors
-    /// If the watchdog does not leave.
+    /// If the watchdog does not leave, or something could not be let go: whoever held it has told why.
     pub fn end(&self) -> Result<(), Failure> {
-        match self.lock().watchdog.take() {
-            Some(watchdog) => watchdog.dismiss().map_err(Failure::from),
-            None => Ok(()),
+        let mut guard = self.lock();
+        let Some(watchdog) = guard.watchdog.take() else { return Ok(()) };
+        if guard.told.is_empty() {
+            return watchdog.dismiss().map_err(Failure::from);
         }
+        // At the end of its pipe it undoes what is open.
+        drop(watchdog);
+        let what = "somebody could not be let go, as told of the application; the watchdog tries once more";
+        Err(Failure::new(FailureKind::Other, what, "then run `stillpoint thaw` as root to see what is left"))
     }
 
     /// A panic elsewhere must not keep anyone from undoing: what is in here is never half-way.

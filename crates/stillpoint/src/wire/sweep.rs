@@ -1,6 +1,7 @@
 //! Undoing what dead runs left, from their journals: for `thaw` and for the beginning of every run.
 //!
-//! Crash story: an entry is crossed off after it was undone, and undoing twice is harmless. A journal is
+//! Crash story: an entry is crossed off after it was undone, and undoing twice is harmless. A start hook that
+//! was run here and failed is told and crossed off all the same. A journal is
 //! taken by its lock, which its own run holds while it lives, so two sweepers never share one.
 
 use std::path::Path;
@@ -63,6 +64,11 @@ pub fn sweep(state: &Path) -> Result<Swept, Failure> {
                     run.cross_off(ticket).map_err(Failure::from)?;
                     swept.undone.push(Undone { run: name.clone(), undo });
                 }
+                // It has begun, which is all that is promised; one that cannot succeed must not run for ever.
+                Err(error @ UndoError::NotStarted { .. }) => {
+                    run.cross_off(ticket).map_err(Failure::from)?;
+                    swept.left.push(given_up(&name, &error));
+                }
                 Err(error) => {
                     all_undone = false;
                     is_mixed |= error.is_mixed();
@@ -84,6 +90,12 @@ fn not_started(run: &str, undo: &Undo) -> Problem {
         words(undo)
     );
     Problem::new(Effect::Note, None, what, "mend what is in the way and run `stillpoint thaw` as root")
+}
+
+/// The hook was run and failed. Whoever reads this has to start the application: nobody tries it again.
+fn given_up(run: &str, error: &UndoError) -> Problem {
+    let what = format!("run {run} died, and ITS APPLICATION MAY NOT RUN: {error}");
+    Problem::new(Effect::Note, None, what, "see that the application runs; its start hook is not tried again")
 }
 
 fn left(run: &str, undo: &Undo, error: &UndoError) -> Problem {
@@ -115,5 +127,63 @@ pub fn words(undo: &Undo) -> String {
         }
         Undo::RemoveTree { path } => format!("remove the pinned copies in {}", show(path)),
         Undo::DeleteSubvolume { path } => format!("delete the snapshot {}", show(path)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, time::Duration};
+
+    use model::{
+        id::RunId,
+        port::Journal,
+        undo::{Hook, Move, Undo},
+    };
+    use vault::journal::{FileJournal, dead_runs};
+
+    use super::{Swept, sweep};
+
+    /// A dead run that had made these.
+    fn left_by_dead(state: &Path, undos: Vec<Undo>) {
+        let journal = FileJournal::create(state, &RunId::new("20261120T120000Z-1").unwrap()).unwrap();
+        for undo in undos {
+            journal.intend(undo, None).unwrap();
+        }
+    }
+
+    fn start(dir: &Path, end: &str) -> Undo {
+        let run = format!("echo start >>{}/log; {end}", dir.display());
+        Undo::Start { start: Hook { run, timeout: Duration::from_secs(10) }, ends: None }
+    }
+
+    fn starts(dir: &Path) -> usize {
+        fs::read_to_string(dir.join("log")).map_or(0, |log| log.lines().count())
+    }
+
+    #[test]
+    fn a_start_hook_that_fails_is_run_once_and_told() {
+        let dir = tempfile::tempdir().unwrap();
+        left_by_dead(dir.path(), vec![start(dir.path(), "exit 7")]);
+        let Swept { undone, left } = sweep(dir.path()).unwrap();
+        assert!(undone.is_empty() && left.len() == 1, "{left:?}");
+        assert!(left[0].to_string().contains("exit status: 7"), "{}", left[0]);
+        let Swept { undone, left } = sweep(dir.path()).unwrap();
+        assert!(undone.is_empty() && left.is_empty(), "{left:?}");
+        assert_eq!(starts(dir.path()), 1);
+    }
+
+    #[test]
+    fn a_start_hook_that_is_withheld_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let staging = dir.path().join(".stillpoint-restore-1");
+        fs::create_dir(&staging).unwrap();
+        let (live, old) = (dir.path().join("gone/live"), staging.join("old"));
+        fs::write(&old, "old").unwrap();
+        let moves = vec![Move { live, new: None, old, had: true }];
+        let swap = Undo::SwapBack { moves, staging: vec![staging] };
+        left_by_dead(dir.path(), vec![start(dir.path(), "true"), swap]);
+        assert_eq!(sweep(dir.path()).unwrap().left.len(), 2);
+        assert_eq!(starts(dir.path()), 0);
+        assert_eq!(dead_runs(dir.path()).unwrap()[0].open_undos().len(), 2);
     }
 }
