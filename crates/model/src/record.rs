@@ -120,8 +120,11 @@ pub struct StoredBackup {
     pub time: Timestamp,
     /// When the repository received it: modification time of the snapshot file, never the writer's claim.
     pub received: Timestamp,
-    /// Its record, or nothing for a snapshot that another program made.
+    /// Its record, or nothing for a snapshot that another program made or that is damaged.
     pub record: Option<BackupRecord>,
+    /// Why it cannot be read, if it cannot. Then it has no record, and nobody knows who made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damaged: Option<String>,
     /// Whether it was accepted by a person although it looks wrong (promise 6).
     pub accepted: bool,
 }

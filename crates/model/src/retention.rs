@@ -13,6 +13,7 @@
 //!   (then it is good), or until [`SUSPECTS_OUTNUMBERED`] good ones were received after it and
 //!   [`SUSPECTS_STAY`] has passed.
 //! - **foreign**: made by another program. Never removed; fills nothing.
+//! - **damaged**: its snapshot cannot be read. Never removed; fills nothing; an alarm names it.
 //! - **of the future**: good, but received later than now by the repository's own clock. Stays, fills nothing.
 //!
 //! The size is judged once, when the backup is made, and kept in its record: retention thins out what it was
@@ -195,6 +196,9 @@ enum Decision {
 
 /// What becomes of a backup that fills no hour, day or count.
 fn set_aside(backup: &StoredBackup, newer_good: usize, now: Timestamp) -> Decision {
+    if backup.damaged.is_some() {
+        return Decision::Keep(vec!["damaged".to_owned()]);
+    }
     if backup.record.is_none() {
         return Decision::Keep(vec!["made by another program".to_owned()]);
     }
@@ -209,8 +213,15 @@ fn set_aside(backup: &StoredBackup, newer_good: usize, now: Timestamp) -> Decisi
 }
 
 fn alarm(backup: &StoredBackup) -> Option<Alarm> {
-    backup.record.as_ref()?;
     let short = backup.id.short();
+    if let Some(why) = &backup.damaged {
+        return Some(Alarm {
+            backup: Some(backup.id.clone()),
+            what: format!("backup {short} is damaged: {why}"),
+            remedy: "bring its snapshot file back from another tier; `stillpoint check` names it".to_owned(),
+        });
+    }
+    backup.record.as_ref()?;
     let (what, remedy) = match suspicion(backup) {
         Some(why) => (
             format!("backup {short} looks wrong: {why}"),

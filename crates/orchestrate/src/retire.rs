@@ -87,6 +87,10 @@ fn all_kept_are_there(listed: &[StoredBackup], plan: &RetentionPlan) -> Result<(
 pub fn accept(shelf: &mut dyn Shelf, wanted: &str) -> Result<BackupId, Failure> {
     let listed = shelf.backups()?;
     let backup = the_one(&listed, wanted)?;
+    if let Some(why) = &backup.damaged {
+        let what = format!("backup {} is damaged: {why}", backup.id.short());
+        return Err(refused(what, "run `stillpoint check`; bring its snapshot file back from another tier"));
+    }
     if backup.record.is_none() {
         let what = format!("backup {} was made by another program", backup.id.short());
         return Err(refused(what, "it is never removed, so that there is nothing to accept"));
@@ -215,7 +219,14 @@ mod tests {
             problem_count: 0,
             pins: vec![],
         };
-        StoredBackup { id: id(number), time: received, received, record: Some(record), accepted: false }
+        StoredBackup {
+            id: id(number),
+            time: received,
+            received,
+            record: Some(record),
+            damaged: None,
+            accepted: false,
+        }
     }
 
     fn incomplete(mut backup: StoredBackup) -> StoredBackup {

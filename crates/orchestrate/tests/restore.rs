@@ -127,6 +127,7 @@ fn request(target: Target, has_hooks: bool) -> Request {
             time: Timestamp::UNIX_EPOCH,
             received: Timestamp::UNIX_EPOCH,
             record: Some(record),
+            damaged: None,
             accepted: false,
         },
         target,

@@ -137,6 +137,11 @@ fn a_damaged_snapshot_is_named_and_hides_no_other() {
     let listed = ok(place.repository().backups());
     assert_eq!(listed.iter().filter(|backup| backup.record.is_some()).count(), 1);
     assert_eq!(listed.len(), 2, "the damaged one is listed without a record");
+    let damaged: Vec<&str> = listed.iter().filter_map(|backup| backup.damaged.as_deref()).collect();
+    assert!(
+        matches!(damaged[..], [why] if !why.is_empty() && !why.contains('\n') && !why.contains("Backtrace")),
+        "{damaged:?}"
+    );
     let failed = place.repository().reclaim(&Silent).unwrap_err();
     assert_eq!(failed.kind, FailureKind::Damaged, "what it needs must not be freed: {}", failed.in_full());
 }

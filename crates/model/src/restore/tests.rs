@@ -78,6 +78,7 @@ fn backup(pins: &[(&str, &str)]) -> StoredBackup {
             problem_count: 0,
             pins: pins.iter().map(pin).collect(),
         }),
+        damaged: None,
         accepted: false,
     }
 }

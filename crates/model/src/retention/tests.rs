@@ -44,7 +44,14 @@ fn backup(number: usize, received: Timestamp) -> StoredBackup {
         problem_count: 0,
         pins: vec![],
     };
-    StoredBackup { id: id(number), time: received, received, record: Some(record), accepted: false }
+    StoredBackup {
+        id: id(number),
+        time: received,
+        received,
+        record: Some(record),
+        damaged: None,
+        accepted: false,
+    }
 }
 
 fn ago(number: usize, hours: i64) -> StoredBackup {
@@ -156,6 +163,18 @@ fn a_suspicious_backup_goes_when_seven_good_ones_and_a_week_have_passed() {
     assert!(with(168, 7));
     assert!(!with(168, 6), "six good ones do not outnumber it");
     assert!(!with(167, 7), "a week has not passed");
+}
+
+#[test]
+fn damaged_backups_stay_do_not_count_and_alarm() {
+    let mut damaged = ago(2, 0);
+    damaged.record = None;
+    damaged.damaged = Some("it does not decrypt".into());
+    assert!(!is_good(&damaged));
+    let plan = plan(&[ago(1, 5), damaged], &Keep { last: 1, ..NONE }, now());
+    assert!(plan.remove.is_empty(), "{:?}", plan.remove);
+    assert_eq!(plan.keep[1].reasons, ["damaged"]);
+    assert!(plan.alarms[0].what.contains("is damaged: it does not decrypt"), "{:?}", plan.alarms);
 }
 
 #[test]

@@ -52,7 +52,10 @@ pub struct Line {
     pub received: Timestamp,
     /// Whether a person accepted it although it looks wrong.
     pub accepted: bool,
-    /// What we recorded; nothing for a snapshot that another program made.
+    /// Why its snapshot cannot be read, if it cannot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damaged: Option<String>,
+    /// What we recorded; nothing for a snapshot that is damaged or that another program made.
     #[serde(flatten)]
     pub ours: Option<Ours>,
 }
@@ -96,6 +99,7 @@ impl From<StoredBackup> for Line {
             time: backup.time,
             received: backup.received,
             accepted: backup.accepted,
+            damaged: backup.damaged,
             ours,
         }
     }
@@ -106,7 +110,11 @@ impl Line {
         let (id, time) = (self.backup.short().to_owned(), utc(self.time));
         let Some(ours) = &self.ours else {
             let none = String::new;
-            return [id, time, "foreign".to_owned(), none(), none(), none(), none(), none()];
+            let (what, why) = match &self.damaged {
+                Some(why) => ("damaged", why.clone()),
+                None => ("foreign", none()),
+            };
+            return [id, time, what.to_owned(), none(), none(), none(), none(), why];
         };
         let mut notes: Vec<String> = ours.label.iter().cloned().collect();
         if ours.problems > 0 {
@@ -186,9 +194,10 @@ impl Report for Shown {
                 text.push_str(&format!("\nlabel     {label}"));
             }
         }
-        match &self.cut {
-            Some(cut) => text.push_str(&cut_text(cut)),
-            None => text.push_str("\nmade by another program: no record of a cut"),
+        match (&self.cut, &self.stored.damaged) {
+            (Some(cut), _) => text.push_str(&cut_text(cut)),
+            (None, Some(why)) => text.push_str(&format!("\nDAMAGED   {why}")),
+            (None, None) => text.push_str("\nmade by another program: no record of a cut"),
         }
         if let Some(record) = &self.stored.record
             && !record.problems.is_empty()
@@ -255,13 +264,13 @@ mod tests {
         assert_eq!(utc("2026-11-20T13:30:00Z".parse().unwrap()), "2026-11-20T13:30:00+00:00");
     }
 
-    #[test]
-    fn a_foreign_snapshot_is_listed_as_such() {
+    fn without_record(damaged: Option<String>) -> Lists {
         let stored = StoredBackup {
             id: BackupId::new("ab".repeat(32)).unwrap(),
             time: "2026-11-20T13:30:00Z".parse().unwrap(),
             received: "2026-11-20T13:31:00Z".parse().unwrap(),
             record: None,
+            damaged,
             accepted: false,
         };
         let list = List {
@@ -269,7 +278,21 @@ mod tests {
             relpath: Relpath::new("demo/hydro").unwrap(),
             backups: vec![Line::from(stored)],
         };
-        let lists = Lists { applications: vec![list] };
+        Lists { applications: vec![list] }
+    }
+
+    #[test]
+    fn a_damaged_snapshot_is_listed_as_such() {
+        let lists = without_record(Some("it does not decrypt".into()));
+        let text = lists.text();
+        assert!(text.contains("  damaged  ") && text.ends_with("it does not decrypt"), "{text}");
+        let json = serde_json::to_value(&lists).unwrap();
+        assert_eq!(json["applications"][0]["backups"][0]["damaged"], "it does not decrypt");
+    }
+
+    #[test]
+    fn a_foreign_snapshot_is_listed_as_such() {
+        let lists = without_record(None);
         assert!(lists.text().ends_with("abababab  2026-11-20T13:30:00+00:00  foreign"), "{}", lists.text());
         let json = serde_json::to_value(&lists).unwrap();
         assert_eq!(json["applications"][0]["backups"][0]["accepted"], false);

@@ -47,6 +47,7 @@ fn stored(pins: &[(&str, &Path)]) -> StoredBackup {
         time: Timestamp::UNIX_EPOCH,
         received: Timestamp::UNIX_EPOCH,
         record: Some(record),
+        damaged: None,
         accepted: false,
     }
 }

@@ -165,6 +165,7 @@ impl Scene<'_> {
             time: Timestamp::UNIX_EPOCH,
             received: Timestamp::UNIX_EPOCH,
             record: Some(record),
+            damaged: None,
             accepted: false,
         };
         Request { application, backup, target, keep_out: vec![], has_hooks: false, accept_incomplete: false }

@@ -209,7 +209,7 @@ impl Store for FakeStore {
         draft.token = state.next;
         let id = BackupId::new(format!("{:064x}", state.next)).expect("64 digits");
         let (time, received) = (cut.cut_at, self.vault.origin.now());
-        let listed = StoredBackup { id, time, received, record: None, accepted: false };
+        let listed = StoredBackup { id, time, received, record: None, damaged: None, accepted: false };
         state.drafts.insert(draft.token, Kept { listed, files, stamps });
         Ok(draft)
     }

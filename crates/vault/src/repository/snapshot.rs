@@ -36,8 +36,8 @@ pub(crate) struct Listed {
 }
 
 impl Listed {
-    /// The backup as the port lists it. One that cannot be read is listed without a record, at the time it
-    /// was received: `check` names its damage.
+    /// The backup as the port lists it. One that cannot be read is listed as damaged, at the time it was
+    /// received.
     pub(crate) fn backup(&self) -> Result<StoredBackup, RepositoryError> {
         let id = backup_id(&self.id)?;
         Ok(match &self.snapshot {
@@ -46,13 +46,15 @@ impl Listed {
                 time: snapshot.time.timestamp(),
                 received: self.received,
                 record: record(snapshot),
+                damaged: None,
                 accepted: snapshot.tags.contains(ACCEPTED),
             },
-            Err(_) => StoredBackup {
+            Err(error) => StoredBackup {
                 id,
                 time: self.received,
                 received: self.received,
                 record: None,
+                damaged: Some(told(error)),
                 accepted: false,
             },
         })
@@ -92,6 +94,11 @@ impl Repository {
             Err(RepositoryError::NoSuchBackup { dir: self.dir().into(), id: backup.clone() })
         }
     }
+}
+
+/// An error with its cause.
+fn told(error: &RepositoryError) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
 /// A snapshot's id as the rest of the program knows it.
