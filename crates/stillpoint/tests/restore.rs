@@ -291,3 +291,14 @@ fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) {
         thread::sleep(Duration::from_millis(1));
     }
 }
+
+#[test]
+fn a_start_hook_that_fails_fails_the_backup_and_is_given_up_after_one_more_try() {
+    let (site, _) = filled(|_| String::new());
+    let hooks = hooks(&site, "true", "echo start >> starts; exit 7");
+    let config = fs::read_to_string(site.config()).expect("a configuration");
+    fs::write(site.config(), format!("{config}\n{hooks}")).expect("writable");
+    site.run(["backup"]).expect_status(1).expect_text("guestbook: FAILED: ").expect_text("exit status: 7");
+    site.run(["thaw"]).expect_status(1).expect_text("exit status: 7");
+    site.run(["thaw"]).expect_status(0).expect_text("nothing was left");
+}

@@ -80,7 +80,11 @@ impl BackedUp {
 }
 
 fn stored_text(report: &BackupReport, required: Verdict) -> String {
-    let mut text = format!(
+    // However good the backup is: the first line is what is read.
+    let failed =
+        report.still_held.iter().map(|problem| format!("{}: FAILED: {problem}\n", report.application));
+    let mut text = failed.collect::<String>();
+    text.push_str(&format!(
         "{}: backup {}, {}, stalled {}, {} in {}, {} added, {:.1} s",
         report.application,
         report.backup.short(),
@@ -90,7 +94,7 @@ fn stored_text(report: &BackupReport, required: Verdict) -> String {
         counted(report.files, "file"),
         report.bytes_added,
         report.duration.as_secs_f64(),
-    );
+    ));
     text.push_str(&problem_lines(&report.problems, report.problems.len() as u64, 20));
     if let Some(why) = &report.looks_wrong {
         text.push_str(&format!(
@@ -98,9 +102,6 @@ fn stored_text(report: &BackupReport, required: Verdict) -> String {
             report.application,
             report.backup.short()
         ));
-    }
-    for problem in &report.still_held {
-        text.push_str(&format!("\n  STILL HELD: {problem}"));
     }
     if report.verdict < required {
         text.push_str(&format!("\n  WEAKER THAN REQUIRED: {}, and {required} is required", report.verdict));
