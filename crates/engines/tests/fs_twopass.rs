@@ -250,6 +250,8 @@ fn files_that_a_held_process_has_mapped_are_copied_again() {
     let harvest = pin.harvest(&Silent).unwrap();
     let entry = harvest.entries.iter().find(|e| e.path == mapped).unwrap();
     assert!(Vault::default().bytes(entry) == now, "as it was while its writer was held");
+    let thawed = jiff::Timestamp::now();
+    assert!(!entry.meta.stamp().is_settled_at(thawed), "no later backup carries over what was mapped");
     assert_eq!(body_of(&harvest, &other), Body::Carried);
     assert_eq!(harvest.problems, []);
 }
@@ -275,6 +277,9 @@ fn a_mapping_of_somebody_who_is_not_held_makes_the_cut_weaker() {
         );
         assert!(problem.what.contains(&format!("process {} (", writer.0.pid)), "{}", problem.what);
         assert!(problem.remedy.contains("[application.process]"), "{}", problem.remedy);
+        let entry = harvest.entries.iter().find(|e| e.path == mapped).unwrap();
+        assert!(!entry.meta.stamp().is_settled_at(jiff::Timestamp::now()), "early: {early}");
+        assert!(entry.body != Body::Carried, "early: {early}");
     }
 }
 

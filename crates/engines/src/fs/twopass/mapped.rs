@@ -105,6 +105,11 @@ impl Blame {
         }
     }
 
+    /// The files that somebody has or had mapped who was not held.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.mapped.iter().map(|mapped| &mapped.path)
+    }
+
     /// Looks again, after the thaw, and tells of everybody who has or had files of the census mapped.
     pub(super) fn problems(&mut self, census: &Census) -> Vec<Problem> {
         let took_part = |process: ProcessRef| process.start <= self.over && !self.held.contains(&process);

@@ -332,6 +332,7 @@ impl Pinner for TreePinner {
             census: Arc::clone(&self.census),
             brought,
             blame,
+            mapped: again,
             harvested: false,
         }))
     }

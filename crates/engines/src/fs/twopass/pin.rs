@@ -4,10 +4,14 @@
 //! removes it when it is released; one that was not leaves the first pass to the next attempt, and the pinner
 //! removes it at its end.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use model::{
-    entry::{Entry, Harvest},
+    entry::{Body, Entry, Harvest, Kind},
     id::SourceId,
     port::{Clock, Failure, Pin, Progress, Stage},
     time::Deadline,
@@ -32,6 +36,8 @@ pub(super) struct TreePin {
     pub census: Arc<Census>,
     pub brought: Brought,
     pub blame: Blame,
+    /// What was brought in again since somebody has or had it mapped.
+    pub mapped: BTreeSet<PathBuf>,
     pub harvested: bool,
 }
 
@@ -61,6 +67,7 @@ impl Pin for TreePin {
         self.harvested = true;
         let mut entries = Vec::new();
         let mut brought = std::mem::take(&mut self.brought);
+        let mut blamed = self.blame.problems(&self.census);
         self.census.each(
             &mut |spot, mark, mut entry| match spot.and_then(|spot| brought.files.remove(&spot)) {
                 Some(Some(brought)) => entries.push(brought),
@@ -73,11 +80,12 @@ impl Pin for TreePin {
                 }
             },
         );
+        self.distrust(&mut entries);
         entries.extend(way(&self.look.resolved));
         let mut problems = self.census.problems();
         problems.append(&mut self.look.problems);
         problems.append(&mut brought.problems);
-        problems.append(&mut self.blame.problems(&self.census));
+        problems.append(&mut blamed);
         let problems = problems.into_iter().map(|p| p.of(&self.source)).collect();
         progress.end();
         Ok(Harvest { entries, problems, ..Harvest::default() })
@@ -89,6 +97,23 @@ impl Pin for TreePin {
 }
 
 impl TreePin {
+    /// A page that was dirty at the cut may be stored to after it without moving a time, and the mapping be
+    /// gone before the next backup looks. So no later backup may carry over a file that was mapped: its change
+    /// time becomes that of the harvest, too young to be trusted, and it is read even if a parent has its stamp.
+    fn distrust(&self, entries: &mut [Entry]) {
+        let mapped: HashSet<&PathBuf> = self.mapped.iter().chain(self.blame.paths()).collect();
+        if mapped.is_empty() {
+            return;
+        }
+        let now = self.clock.now();
+        for entry in entries.iter_mut().filter(|e| e.kind == Kind::File && mapped.contains(&e.path)) {
+            entry.meta.ctime = now;
+            if entry.body == Body::Carried {
+                entry.body = Body::At(entry.path.clone());
+            }
+        }
+    }
+
     fn undo(&mut self) -> Result<(), Failure> {
         if self.harvested { Ok(self.copies.remove()?) } else { Ok(()) }
     }
