@@ -100,8 +100,8 @@ impl Blame {
     pub(super) fn caveat(&self) -> String {
         match self.hidden {
             0 => String::new(),
-            1 => "; the mappings of 1 process of another user could not be looked at".to_owned(),
-            n => format!("; the mappings of {n} processes of other users could not be looked at"),
+            1 => "; the mappings of 1 process could not be looked at".to_owned(),
+            n => format!("; the mappings of {n} processes could not be looked at"),
         }
     }
 
