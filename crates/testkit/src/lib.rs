@@ -1,11 +1,13 @@
 //! What tests are made of: fakes of every port over one simulated machine ([`fakes`]), decorators that make
-//! any port fail, delay or panic at its n-th call ([`faults`]), and the suites that fakes and real drivers
-//! both pass ([`conformance`]).
+//! any port fail, delay or panic at its n-th call ([`faults`]), the suites that fakes and real drivers
+//! both pass ([`conformance`]), and private database servers with load that proves its own copies ([`server`]).
 //!
 //! Everything here asserts by panicking: it is for tests and never part of the program.
 //!
-//! Crash story: nothing here outlives a test process; what it makes on disk lies in temporary directories.
+//! Crash story: nothing here outlives a test process, servers included (the kernel kills them with it); what it
+//! makes on disk lies in temporary directories.
 
 pub mod conformance;
 pub mod fakes;
 pub mod faults;
+pub mod server;
