@@ -2,7 +2,9 @@
 
 use mysql::prelude::Queryable;
 use std::time::{Duration, Instant};
-use testkit::server::{Latency, PrivateServer, Workload};
+use testkit::server::{
+    Latency, Ledger, LedgerOptions, PrivateServer, Workload, ledger_process, verify, wait_until,
+};
 
 #[test]
 fn a_private_server_lives_crashes_recovers_and_leaves_nothing() {
@@ -87,4 +89,43 @@ fn hold(server: &PrivateServer, lock: &str, unlock: &str, length: Duration) -> (
     std::thread::sleep(length);
     connection.query_drop(unlock).expect("unlocked");
     (from, Instant::now())
+}
+
+/// The process of the ledgers that the other tests start.
+#[test]
+fn ledger() {
+    ledger_process();
+}
+
+#[test]
+fn a_ledger_is_sound_at_rest_and_tells_a_copy_of_two_instants() {
+    let server = PrivateServer::builder().rocksdb().start();
+    let dir = tempfile::tempdir().expect("a directory");
+    let files = dir.path().join("files");
+    let ledger = Ledger::start(LedgerOptions::new(&server, &files, 7), "ledger");
+    // Every connection is lost at once: the writers come back and nothing is torn.
+    for process in server.processes() {
+        let _ = server.connect().query_drop(format!("KILL {}", process.id));
+    }
+    let enough = || ledger.entries().is_some_and(|entries| entries > 200);
+    wait_until(Duration::from_secs(60), enough).expect("two hundred entries");
+    ledger.stop();
+    let report = verify(&mut server.connect(), &files);
+    report.assert_sound();
+    assert!(report.rocksdb && report.committed > report.entries, "{report:?}");
+    // What a copy of different instants looks like.
+    let newest = server.ask("SELECT CONCAT(seq) FROM ledger.writer WHERE writer = 0").expect("a number");
+    for (breaks, says) in [
+        (format!("DELETE FROM ledger.myisam WHERE writer = 0 AND seq = {newest}"), "different instants"),
+        ("DELETE FROM ledger.aria1 WHERE writer = 1 AND seq = 1".to_owned(), "holes"),
+        ("UPDATE ledger.rocks_account SET balance = balance + 1 WHERE id = 3".to_owned(), "sum of all"),
+        ("UPDATE ledger.journal SET live = 1 - live WHERE writer = 2 AND seq = 2".to_owned(), "contradict"),
+    ] {
+        server.run([breaks]);
+        let faults = verify(&mut server.connect(), &files).faults;
+        assert!(faults.iter().any(|fault| fault.contains(says)), "no {says:?} in {faults:?}");
+    }
+    std::fs::remove_dir_all(files.join("w3")).expect("removed");
+    let faults = verify(&mut server.connect(), &files).faults;
+    assert!(faults.iter().any(|fault| fault.contains("row without its file")), "{faults:?}");
 }

@@ -7,7 +7,7 @@
 
 //mod ageing;
 mod latency;
-//mod ledger;
+mod ledger;
 mod private;
 mod process;
 //mod sysbench;
@@ -15,7 +15,7 @@ mod volume;
 
 //pub use ageing::age;
 pub use latency::{Commit, Latency, Workload};
-//pub use ledger::{Ledger, LedgerOptions, Report, ledger_process, verify};
+pub use ledger::{Ledger, LedgerOptions, Report, ledger_process, verify};
 pub use private::{PrivateServer, ServerBuilder, ServerProcess};
 pub use process::{children, descendants, wait_until};
 //pub use sysbench::{Sysbench, SysbenchRun};
