@@ -16,8 +16,9 @@ mod running;
 
 use std::{
     ffi::{OsStr, OsString},
+    fs::{File, OpenOptions},
     io,
-    os::unix::process::CommandExt,
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -39,6 +40,16 @@ pub enum CommandError {
     Start {
         /// The program.
         program: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file that it should read or write could not be opened.
+    #[error("{} cannot be opened for {program}", .path.display())]
+    File {
+        /// The program.
+        program: String,
+        /// The file.
+        path: PathBuf,
         /// Why not.
         source: io::Error,
     },
@@ -91,9 +102,17 @@ pub struct Command {
     limit: usize,
     keep_output: bool,
     gated: bool,
+    input: Option<PathBuf>,
+    output: Option<PathBuf>,
 }
 
 impl Command {
+    /// A program of other people's, by its path or its name on `PATH`; the same as [`Command::new`].
+    #[must_use]
+    pub fn tool(program: impl Into<PathBuf>) -> Self {
+        Self::new(program)
+    }
+
     /// A program without arguments that may run for a minute and whose last 64 KiB of output and of messages
     /// are kept.
     pub fn new(program: impl Into<PathBuf>) -> Self {
@@ -106,6 +125,8 @@ impl Command {
             limit: 64 * 1024,
             keep_output: true,
             gated: false,
+            input: None,
+            output: None,
         }
     }
 
@@ -124,6 +145,33 @@ impl Command {
             "read -r STILLPOINT_HOOK && export STILLPOINT_HOOK && exec /bin/sh -c \"$1\" </dev/null";
         let command = Self::new("/bin/sh").arg("-c").arg(GATE).arg("sh").arg(&hook.run).timeout(hook.timeout);
         Self { gated: true, ..command }
+    }
+
+    /// The same, but it begins only with [`Running::open_gate`], and not at all if we die before: so its process
+    /// can be journalled before it does anything. It keeps id and start time. Set everything else before.
+    #[must_use]
+    pub fn gated(self) -> Self {
+        const GATE: &str = "read -r STILLPOINT_HOOK && export STILLPOINT_HOOK && from=$1 && shift && \
+                            exec \"$@\" <\"$from\"";
+        let from = self.input.unwrap_or_else(|| PathBuf::from("/dev/null"));
+        let mut args: Vec<OsString> = ["-c", GATE, "sh"].map(OsString::from).to_vec();
+        args.extend([from.into_os_string(), self.program.into_os_string()]);
+        args.extend(self.args);
+        Self { program: "/bin/sh".into(), args, gated: true, input: None, ..self }
+    }
+
+    /// It reads this file on its standard input; default: nothing.
+    #[must_use]
+    pub fn reads(mut self, file: impl Into<PathBuf>) -> Self {
+        self.input = Some(file.into());
+        self
+    }
+
+    /// Its standard output goes to this file, which must not exist yet and is made for its owner only.
+    #[must_use]
+    pub fn writes(mut self, file: impl Into<PathBuf>) -> Self {
+        self.output = Some(file.into());
+        self
     }
 
     /// One more argument.
@@ -189,24 +237,42 @@ impl Command {
     /// # Errors
     /// If it cannot be started.
     pub fn start(&self) -> Result<Running, CommandError> {
-        let output = || if self.keep_output { Stdio::piped() } else { Stdio::null() };
+        let program = self.program.display().to_string();
+        let messages = || if self.keep_output { Stdio::piped() } else { Stdio::null() };
+        let cannot = |path: &Path, source| CommandError::File {
+            program: program.clone(),
+            path: path.to_owned(),
+            source,
+        };
+        let input = match &self.input {
+            _ if self.gated => Stdio::piped(),
+            Some(path) => File::open(path).map_err(|source| cannot(path, source))?.into(),
+            None => Stdio::null(),
+        };
+        let output = match &self.output {
+            Some(path) => create(path).map_err(|source| cannot(path, source))?.into(),
+            None => messages(),
+        };
         let mut command = std::process::Command::new(&self.program);
         command
             .args(&self.args)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
-            .stdin(if self.gated { Stdio::piped() } else { Stdio::null() })
-            .stdout(output())
-            .stderr(output())
+            .stdin(input)
+            .stdout(output)
+            .stderr(messages())
             .process_group(0);
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
-        let program = self.program.display().to_string();
         match command.spawn() {
             Ok(child) => Running::follow(child, program, self.timeout, self.limit),
             Err(source) => Err(CommandError::Start { program, source }),
         }
     }
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// How a command ended.

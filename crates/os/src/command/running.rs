@@ -59,7 +59,7 @@ impl Running {
         self.process
     }
 
-    /// Lets a gated hook begin.
+    /// Lets a gated command begin.
     ///
     /// # Errors
     /// If its shell has ended already.
@@ -68,13 +68,22 @@ impl Running {
         gate.write_all(format!("{}\n", group::mark(self.process)).as_bytes()).map_err(|e| self.failed(e))
     }
 
+    /// Waits at most this long for its end; whether it has ended. For programs that run until they are told to
+    /// end, whatever their timeout.
+    ///
+    /// # Errors
+    /// If it cannot be followed.
+    pub fn ends_within(&mut self, time: Duration) -> Result<bool, CommandError> {
+        self.watch(clock::deadline_in(time)).map_err(|e| self.failed(e))
+    }
+
     /// Waits until it has ended; ends its process group at its timeout. What it leaves behind after ending by
     /// itself (a daemon) runs on.
     ///
     /// # Errors
     /// If it cannot be followed, or does not end. It is ended then, as far as possible.
     pub fn wait(mut self) -> Result<Outcome, CommandError> {
-        let timed_out = !self.watch().map_err(|e| self.failed(e))?;
+        let timed_out = !self.watch(self.until).map_err(|e| self.failed(e))?;
         if timed_out {
             group::end_group(self.process, group::GRACE).map_err(|e| self.failed(e))?;
         }
@@ -95,10 +104,10 @@ impl Running {
         Ok(status)
     }
 
-    /// Reads along until the process has ended (`true`) or its time is over.
-    fn watch(&mut self) -> io::Result<bool> {
+    /// Reads along until the process has ended (`true`) or the time is over.
+    fn watch(&mut self, until: Deadline) -> io::Result<bool> {
         loop {
-            let left = clock::left(self.until);
+            let left = clock::left(until);
             let mut fds = vec![PollFd::from_borrowed_fd(self.ended.as_fd(), PollFlags::IN)];
             fds.extend(self.stdout.0.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
             fds.extend(self.stderr.0.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));

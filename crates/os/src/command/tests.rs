@@ -135,3 +135,29 @@ fn helper_arguments_are_told_from_others() {
     assert_eq!((role.to_str(), rest.len()), (Some("watchdog"), 1));
     assert_eq!(helper_role(&args[1..]), None);
 }
+
+#[test]
+fn files_are_read_and_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    std::fs::write(&from, "some text").unwrap();
+    let copy = Command::tool("cat").reads(&from).writes(&to);
+    assert!(copy.run().unwrap().is_success());
+    assert_eq!(std::fs::read_to_string(&to).unwrap(), "some text");
+    let error = copy.run().unwrap_err();
+    assert!(matches!(error, CommandError::File { .. }), "what is there is not overwritten: {error}");
+}
+
+#[test]
+fn a_gated_program_begins_when_it_is_told_and_keeps_its_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = dir.path().join("from");
+    std::fs::write(&from, "x").unwrap();
+    let mut running = sh("cat; echo $$").reads(&from).gated().start().unwrap();
+    assert!(!running.ends_within(Duration::from_millis(50)).unwrap());
+    let process = running.process();
+    running.open_gate().unwrap();
+    assert!(running.ends_within(Duration::from_secs(10)).unwrap());
+    let outcome = running.wait().unwrap();
+    assert_eq!(String::from_utf8(outcome.stdout).unwrap(), format!("x{}\n", process.pid));
+}
