@@ -3,6 +3,7 @@
 //! Crash story: pure functions, no effects. Facts may be out of date by the time the plan is executed; every
 //! hold and pin checks for itself what it relies on.
 
+mod server;
 mod stall;
 mod text;
 
@@ -16,9 +17,10 @@ use crate::{
     inventory::{Application, Database, Directory, Inventory, ProcessSelector},
     plan::{
         CutPlan, DirectoryFacts, Facts, HoldMethod, HoldPlan, JournalMode, PinMethod, PinPlan, Refusal,
-        SqliteFacts, SqlitePlan, TreePlan,
+        SqliteFacts, SqlitePlan, TreePlan, VolumePlan,
     },
     problem::{Effect, Problem},
+    server::Volume,
 };
 
 /// The files that SQLite keeps beside a database: <https://www.sqlite.org/tempfiles.html>.
@@ -92,6 +94,7 @@ fn processes(application: &Application, facts: &Facts, plan: &mut CutPlan) {
     let whom = match selector {
         ProcessSelector::Unit(unit) => unit.clone(),
         ProcessSelector::PidFile(path) => crate::pathtext::show(path),
+        ProcessSelector::Process(process) => format!("process {}", process.pid),
     };
     let method = facts.process.as_ref().filter(|p| !p.pids.is_empty()).map(|p| p.method.clone());
     match (method, &facts.process) {
@@ -122,8 +125,11 @@ fn processes(application: &Application, facts: &Facts, plan: &mut CutPlan) {
 }
 
 fn plan_database(inventory: &Inventory, database: &Database, facts: &Facts, plan: &mut CutPlan) {
+    let path = match database {
+        Database::Sqlite { path } => path,
+        Database::Server(found) => return server::plan_server(inventory, found, facts, plan),
+    };
     let source = database.id();
-    let Database::Sqlite { path } = database;
     let Some(found) = facts.sqlite.iter().find(|f| f.source == source) else {
         plan.problems.push(not_looked_at(path, &source));
         return;
@@ -186,16 +192,38 @@ fn plan_directory(
     let tree = TreePlan {
         root: directory.path.clone(),
         exclude: directory.exclude.iter().map(|glob| glob.glob().to_owned()).collect(),
-        carved: carved(application, directory),
+        carved: carved(application, directory, facts),
         nested_mounts: found.nested_mounts.clone(),
     };
     let staging = found.staging.clone().unwrap_or_else(|| inventory.state());
-    let (method, why) = directory_pin(found, tree);
+    let (method, why) = directory_pin(found, tree, &snapshots(plan));
     plan.pins.push(PinPlan { source, method, staging, why });
 }
 
-fn directory_pin(found: &DirectoryFacts, tree: TreePlan) -> (PinMethod, String) {
+/// The volumes of which a server's pin makes snapshots: sources on one volume share one.
+fn snapshots(plan: &CutPlan) -> Vec<Volume> {
+    let servers = plan.pins.iter().filter_map(|pin| match &pin.method {
+        PinMethod::ServerVolumes(server) => Some(&server.roots),
+        _ => None,
+    });
+    servers.flatten().filter_map(|root| root.volume.clone()).collect()
+}
+
+fn directory_pin(found: &DirectoryFacts, tree: TreePlan, taken: &[Volume]) -> (PinMethod, String) {
     let mounts = found.nested_mounts.len();
+    if let Some(facts) = found.volume.as_ref().filter(|v| v.refusal.is_none() && mounts == 0) {
+        let shared = taken.contains(&facts.volume);
+        let snapshot = VolumePlan { tree: tree.clone(), volume: facts.volume.clone(), size: facts.size };
+        if shared {
+            let why =
+                "the snapshot that pins the server's files holds it too: one instant for both".to_owned();
+            return (PinMethod::VolumeSnapshot(snapshot), why);
+        }
+        if !(found.subvolume || found.reflink && found.staging.is_some()) {
+            let why = "its filesystem makes no clones, but its volume makes atomic snapshots".to_owned();
+            return (PinMethod::VolumeSnapshot(snapshot), why);
+        }
+    }
     if found.subvolume && mounts == 0 {
         let why = "it is a btrfs subvolume: one snapshot is atomic, whatever its size".to_owned();
         return (PinMethod::BtrfsSnapshot(tree), why);
@@ -220,15 +248,25 @@ fn directory_pin(found: &DirectoryFacts, tree: TreePlan) -> (PinMethod, String) 
 
 /// What other pins of the application store: its databases with their sidecars. Directories that are sources of
 /// their own are pinned with the outer one too: merging the manifests leaves each path once.
-fn carved(application: &Application, directory: &Directory) -> Vec<PathBuf> {
+fn carved(application: &Application, directory: &Directory, facts: &Facts) -> Vec<PathBuf> {
     let mut carved = Vec::new();
-    for Database::Sqlite { path } in &application.databases {
-        if path.starts_with(&directory.path) {
-            carved.push(path.clone());
-            carved.extend(SIDECARS.iter().map(|suffix| sidecar(path, suffix)));
+    for database in &application.databases {
+        match database {
+            Database::Sqlite { path } if path.starts_with(&directory.path) => {
+                carved.push(path.clone());
+                carved.extend(SIDECARS.iter().map(|suffix| sidecar(path, suffix)));
+            }
+            Database::Sqlite { .. } => {}
+            Database::Server(server) => carved.extend(server_roots(&server.id(), directory, facts)),
         }
     }
     carved
+}
+
+/// A server's own directories inside a directory: they are the server's, whether its files are stored or dumps.
+fn server_roots(source: &SourceId, directory: &Directory, facts: &Facts) -> Vec<PathBuf> {
+    let found = facts.servers.iter().filter(|f| f.source == *source).flat_map(|f| &f.roots);
+    found.map(|root| root.path.clone()).filter(|path| path.starts_with(&directory.path)).collect()
 }
 
 fn sidecar(path: &Path, suffix: &str) -> PathBuf {

@@ -192,6 +192,8 @@ pub struct Harvest {
     pub problems: Vec<crate::problem::Problem>,
     /// What was checked and found good, for [`crate::verdict::Evidence::checks`]: `quick_check: ok`.
     pub checks: Vec<String>,
+    /// Of a database server: what a restore needs to know.
+    pub server: Option<crate::server::ServerRecord>,
 }
 
 #[cfg(test)]

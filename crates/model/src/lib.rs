@@ -22,6 +22,7 @@ pub mod record;
 pub mod restore;
 pub mod retention;
 pub mod schedule;
+pub mod server;
 pub mod size;
 pub mod time;
 pub mod undo;

@@ -5,7 +5,11 @@
 //!
 //! Crash story: plain values, no effects.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,9 +18,10 @@ use crate::{
     inventory::{Hooks, ProcessSelector},
     pathtext,
     problem::Problem,
+    server::{EngineUse, Flavor, RootRole, ServerAccess, ServerFacts, ServerVersion, Volume, VolumeFacts},
     size::Bytes,
     time::Millis,
-    undo::Hook,
+    undo::{Hook, ProcessRef},
     verdict::Verdict,
 };
 
@@ -27,6 +32,8 @@ pub struct Facts {
     pub directories: Vec<DirectoryFacts>,
     /// One for each SQLite database.
     pub sqlite: Vec<SqliteFacts>,
+    /// One for each database server.
+    pub servers: Vec<ServerFacts>,
     /// The processes to hold, if any are named.
     pub process: Option<ProcessFacts>,
 }
@@ -53,6 +60,9 @@ pub struct DirectoryFacts {
     pub nested_mounts: Vec<PathBuf>,
     /// How many names a walk found, for the predicted stall.
     pub entries: u64,
+    /// The volume that it lies on, if that makes snapshots of all it holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeFacts>,
     /// Why it cannot be backed up at all, with the remedy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,
@@ -190,6 +200,22 @@ pub enum HoldMethod {
         /// How it journals.
         journal: JournalMode,
     },
+    /// Locks of a server that may have to wait for statements: MariaDB `BACKUP STAGE START`, `FLUSH` and
+    /// `BLOCK_DDL`; MySQL `LOCK INSTANCE FOR BACKUP`.
+    ServerSlowLock(ServerLockPlan),
+    /// The lock of the same session that stops commits: MariaDB `BACKUP STAGE BLOCK_COMMIT`; MySQL
+    /// `FLUSH TABLES WITH READ LOCK`.
+    ServerFinalLock(ServerLockPlan),
+    /// Hold the server's process while its files are pinned. It is let go before its locks are proven: a stopped
+    /// server cannot answer.
+    ServerProcess {
+        /// The source.
+        source: SourceId,
+        /// The process.
+        process: ProcessRef,
+        /// How.
+        method: ProcessMethod,
+    },
     /// Hold the application's processes.
     Processes {
         /// Whom.
@@ -206,8 +232,10 @@ impl HoldMethod {
     pub fn class(&self) -> HoldClass {
         match self {
             Self::StopHook { .. } => HoldClass::StopHook,
-            Self::SqliteLock { .. } => HoldClass::FinalLock,
+            Self::ServerSlowLock(_) => HoldClass::SlowLock,
+            Self::SqliteLock { .. } | Self::ServerFinalLock(_) => HoldClass::FinalLock,
             Self::Processes { .. } => HoldClass::ProcessFreezer,
+            Self::ServerProcess { .. } => HoldClass::ServerFreezer,
         }
     }
 
@@ -228,8 +256,26 @@ pub enum HoldClass {
     SlowLock,
     /// Locks that end a wait of milliseconds.
     FinalLock,
-    /// The process freezer, last.
+    /// The process freezer, after all locks.
     ProcessFreezer,
+    /// The freezer of a server that holds a lock for us: last, and let go before the locks are proven.
+    ServerFreezer,
+}
+
+/// A server to lock.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ServerLockPlan {
+    /// The source.
+    pub source: SourceId,
+    /// How it is reached.
+    pub access: ServerAccess,
+    /// What it turned out to be.
+    pub flavor: Flavor,
+    /// Queries in the way may be ended.
+    pub end_blocking_queries: bool,
+    /// `innodb_flush_log_at_trx_commit` is 0 and has to be raised for the cut: else a flush under the lock does
+    /// nothing (seen).
+    pub raise_flush_log: bool,
 }
 
 /// One pin.
@@ -262,6 +308,126 @@ pub enum PinMethod {
     SqliteTransaction(SqlitePlan),
     /// An unlocked copy, its pages compared under the lock (rollback mode).
     SqlitePages(SqlitePlan),
+    /// A snapshot of the volume that the directory lies on; sources on one volume share it.
+    VolumeSnapshot(VolumePlan),
+    /// Snapshots of all volumes that a server's files lie on.
+    ServerVolumes(ServerPlan),
+    /// Two passes of clones of a server's files, the last one with the server held.
+    ServerReflink(ServerPlan),
+    /// A copy by mariadb-backup made before, and the binary logs from there to the cut.
+    ServerPhysical(ServerPlan),
+    /// Transactions opened under the lock and dumped after it.
+    ServerDump(ServerPlan),
+}
+
+impl PinMethod {
+    /// The name of the method in records.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::BtrfsSnapshot(_) => "btrfs-snapshot",
+            Self::TwoPassReflink(_) => "two-pass-reflink",
+            Self::TwoPassCopy(_) => "two-pass-copy",
+            Self::SqliteReflink(_) => "sqlite-reflink",
+            Self::SqliteTransaction(_) => "sqlite-transaction",
+            Self::SqlitePages(_) => "sqlite-pages",
+            Self::VolumeSnapshot(_) => "volume-snapshot",
+            Self::ServerVolumes(_) => "server-volumes",
+            Self::ServerReflink(_) => "server-reflink",
+            Self::ServerPhysical(_) => "server-physical",
+            Self::ServerDump(_) => "server-dump",
+        }
+    }
+
+    /// What a restore finds in the backup because of this pin: root directories or a database file, as given.
+    #[must_use]
+    pub fn paths(&self) -> Vec<&Path> {
+        match self {
+            Self::BtrfsSnapshot(tree) | Self::TwoPassReflink(tree) | Self::TwoPassCopy(tree) => {
+                vec![&tree.root]
+            }
+            Self::VolumeSnapshot(plan) => vec![&plan.tree.root],
+            Self::SqliteReflink(database)
+            | Self::SqliteTransaction(database)
+            | Self::SqlitePages(database) => {
+                vec![&database.path]
+            }
+            Self::ServerVolumes(plan) | Self::ServerReflink(plan) => {
+                plan.roots.iter().map(|root| root.tree.root.as_path()).collect()
+            }
+            Self::ServerPhysical(plan) => {
+                let roots = plan.roots.iter().map(|root| root.tree.root.as_path());
+                roots.chain(plan.beside.as_deref()).collect()
+            }
+            Self::ServerDump(plan) => plan.beside.iter().map(PathBuf::as_path).collect(),
+        }
+    }
+
+    /// Whether it rests on an atomic snapshot, which is taken after all pins that do not.
+    #[must_use]
+    pub fn is_snapshot(&self) -> bool {
+        matches!(self, Self::BtrfsSnapshot(_) | Self::VolumeSnapshot(_) | Self::ServerVolumes(_))
+    }
+
+    /// Whether it pins a directory: a scan can show that one stood still, which for a database it cannot.
+    #[must_use]
+    pub fn is_directory(&self) -> bool {
+        matches!(
+            self,
+            Self::BtrfsSnapshot(_) | Self::TwoPassReflink(_) | Self::TwoPassCopy(_) | Self::VolumeSnapshot(_)
+        )
+    }
+}
+
+/// A directory on a volume that is pinned by a snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VolumePlan {
+    /// The directory.
+    pub tree: TreePlan,
+    /// The volume.
+    pub volume: Volume,
+    /// How large the snapshot is to be made (classic LVM).
+    pub size: Option<Bytes>,
+}
+
+/// A server to pin.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ServerPlan {
+    /// How it is reached.
+    pub access: ServerAccess,
+    /// What it is.
+    pub version: ServerVersion,
+    /// `@@server_id`.
+    pub server_id: u32,
+    /// Its directories, the data directory first; empty for dumps.
+    pub roots: Vec<ServerRootPlan>,
+    /// Its databases to dump; empty for all.
+    pub databases: Vec<String>,
+    /// Global variables that a copy needs.
+    pub settings: BTreeMap<String, String>,
+    /// Engines of its tables.
+    pub engines: Vec<EngineUse>,
+    /// Where in the backup dumps, or binary logs to be replayed, are put.
+    #[serde(with = "pathtext::option")]
+    pub beside: Option<PathBuf>,
+    /// The server must be shown to be held while its files are pinned.
+    pub server_held: bool,
+}
+
+/// One directory of a server to pin.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ServerRootPlan {
+    /// What it is for.
+    pub role: RootRole,
+    /// The directory.
+    pub tree: TreePlan,
+    /// The snapshot that holds it, for [`PinMethod::ServerVolumes`].
+    pub volume: Option<Volume>,
+    /// How large that snapshot is to be made (classic LVM).
+    pub size: Option<Bytes>,
+    /// Where clones are put, for [`PinMethod::ServerReflink`].
+    #[serde(with = "pathtext")]
+    pub staging: PathBuf,
 }
 
 /// A directory to pin.

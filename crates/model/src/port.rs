@@ -219,6 +219,11 @@ pub trait Pin: Send {
     /// # Errors
     /// If the whole source is lost. A part that is lost is a problem in the harvest.
     fn harvest(&mut self, progress: &dyn Progress) -> Result<Harvest, Failure>;
+    /// Called after storing, before anything is listed: what is wrong with the pin now, so that what was read
+    /// from it cannot be relied on. A snapshot can run out of space while it is read.
+    fn afterwards(&mut self) -> Vec<Problem> {
+        vec![]
+    }
     /// Removes the pin.
     ///
     /// # Errors

@@ -53,6 +53,9 @@ pub struct CutRecord {
     pub pins: Vec<PinNote>,
     /// What was known to be wrong at the thaw.
     pub problems: Vec<Problem>,
+    /// The database servers among the sources.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<crate::server::ServerRecord>,
 }
 
 impl CutRecord {

@@ -8,9 +8,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::pathtext;
+use crate::{pathtext, server::ServerAccess};
 
 /// One process, safe against the reuse of its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -85,6 +86,40 @@ pub enum Undo {
         #[serde(with = "pathtext")]
         path: PathBuf,
     },
+    /// Unmount a snapshot that we mounted, and remove the directory that it was mounted on.
+    Unmount {
+        /// The mount point; its name begins with `.stillpoint-`, anything else is refused.
+        #[serde(with = "pathtext")]
+        path: PathBuf,
+    },
+    /// Remove an LVM snapshot that we made.
+    RemoveLogicalVolume {
+        /// Volume group.
+        group: String,
+        /// The snapshot; its name begins with `stillpoint-`, anything else is refused.
+        name: String,
+    },
+    /// Destroy a ZFS snapshot that we made.
+    DestroyZfsSnapshot {
+        /// The dataset.
+        dataset: String,
+        /// The part after `@`; begins with `stillpoint-`, anything else is refused.
+        snapshot: String,
+    },
+    /// Give a server's global variable its old value back, if it still has the one that we gave it and the server
+    /// has not been restarted since.
+    ServerVariable {
+        /// The server.
+        access: ServerAccess,
+        /// The variable.
+        variable: String,
+        /// What it was.
+        old: String,
+        /// What we gave it.
+        new: String,
+        /// When the server had been started, to the second.
+        started: Timestamp,
+    },
 }
 
 impl Undo {
@@ -100,7 +135,13 @@ impl Undo {
             | Self::RemoveLock { .. } => true,
             // An application that is started again must find the old state or the new one, never a mix.
             Self::SwapBack { moves, .. } => !moves.is_empty(),
-            Self::RemoveTree { .. } | Self::DeleteSubvolume { .. } => false,
+            // Holds nobody back, but makes the server slower, and stays if nobody undoes it.
+            Self::ServerVariable { .. } => true,
+            Self::RemoveTree { .. }
+            | Self::DeleteSubvolume { .. }
+            | Self::Unmount { .. }
+            | Self::RemoveLogicalVolume { .. }
+            | Self::DestroyZfsSnapshot { .. } => false,
         }
     }
 }

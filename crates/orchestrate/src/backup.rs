@@ -83,7 +83,8 @@ pub fn run(job: Job<'_>) -> Result<BackupReport, Failure> {
         // What was not looked at under the freeze was settled before it: see `Body::Carried`.
         let manifest = Arc::new(Manifest::merge(cut.frozen_at, goods));
         let cut_record = record::of_cut(plan, server, vm, &cut, seed);
-        let draft = store.store(manifest, &cut_record, progress)?;
+        let mut draft = store.store(manifest, &cut_record, progress)?;
+        draft.problems.extend(harvest::afterwards(&mut pins));
         let seconds = clock.moment().since(started).as_secs_f64();
         let record = record::of_backup(plan, cut_record, &draft, label, previous, seconds);
         let id = store.publish(draft, &record.short)?;

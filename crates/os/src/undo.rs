@@ -21,16 +21,24 @@ use rustix::process::Signal;
 
 use crate::{
     clock::{deadline_in, left},
-    command::{Command, CommandError, GRACE, end_group},
+    command::{Command, CommandError, GRACE, Helper, end_group},
     hold::{cgroup::ControlGroup, freezer, stop},
+    lvm::{self, LvmError},
+    mounted::{self, MountedError},
     process,
     site::{self, SwapError},
     staging::{self, StagingError},
     subvolume::{self, SubvolumeError},
+    zfs::{self, ZfsError},
 };
 
 /// How long a killed process may take to end.
 const ENDING: Duration = Duration::from_secs(1);
+/// How long a server may take to answer.
+const ANSWERING: Duration = Duration::from_secs(10);
+/// The helper role that gives a server's variable its old value: one [`Undo::ServerVariable`] in, one
+/// `Result<(), String>` out.
+pub const SERVER_VARIABLE_ROLE: &str = "server-variable";
 
 /// Why something could not be undone.
 #[derive(Debug, thiserror::Error)]
@@ -91,12 +99,29 @@ pub enum UndoError {
         /// Why not.
         source: io::Error,
     },
+    /// A server did not take its variable back.
+    #[error("`{by_hand}` did not succeed ({why}); run it by hand")]
+    Variable {
+        /// What to do by hand.
+        by_hand: String,
+        /// What it said.
+        why: String,
+    },
     /// Pinned copies are left.
     #[error(transparent)]
     Tree(#[from] StagingError),
     /// A snapshot is left.
     #[error(transparent)]
     Subvolume(#[from] SubvolumeError),
+    /// A snapshot is still mounted.
+    #[error(transparent)]
+    Mounted(#[from] MountedError),
+    /// A logical volume is left.
+    #[error(transparent)]
+    Lvm(#[from] LvmError),
+    /// A ZFS snapshot is left.
+    #[error(transparent)]
+    Zfs(#[from] ZfsError),
     /// What an unfinished restore moved aside is not back, or what it had written is left.
     #[error(transparent)]
     Swap(#[from] SwapError),
@@ -126,7 +151,23 @@ pub fn perform(undo: &Undo) -> Result<(), UndoError> {
         Undo::RemoveTree { path } => Ok(staging::remove(path)?),
         Undo::SwapBack { moves, staging } => Ok(site::swap_back(moves, staging)?),
         Undo::DeleteSubvolume { path } => Ok(subvolume::delete(path)?),
+        Undo::Unmount { path } => Ok(mounted::unmount(path)?),
+        Undo::RemoveLogicalVolume { group, name } => Ok(lvm::remove(group, name)?),
+        Undo::DestroyZfsSnapshot { dataset, snapshot } => Ok(zfs::destroy(dataset, snapshot)?),
+        Undo::ServerVariable { variable, old, .. } => server_variable(undo, variable, old),
     }
+}
+
+/// The helper that speaks to servers: this crate does not.
+fn server_variable(undo: &Undo, variable: &str, old: &str) -> Result<(), UndoError> {
+    let by_hand = format!("SET GLOBAL {variable} = {old}");
+    let failed = |why: String| UndoError::Variable { by_hand: by_hand.clone(), why };
+    let ask = || {
+        let mut child = Helper::this_program().spawn(SERVER_VARIABLE_ROLE, &[])?;
+        child.send(undo)?;
+        child.receive::<Result<(), String>>(ANSWERING)
+    };
+    ask().map_err(|error| failed(error.to_string()))?.map_err(failed)
 }
 
 fn thaw(path: &Path) -> Result<(), UndoError> {

@@ -37,6 +37,7 @@ pub fn probe(source: &SourceId, path: &Path, exclude: &[String], state_staging: 
         staging: None,
         nested_mounts: Vec::new(),
         entries: 0,
+        volume: None,
         refusal: None,
     };
     if let Err(refusal) = look(&mut facts, exclude, state_staging) {

@@ -173,7 +173,9 @@ struct SnapshotPin {
 impl Pin for SnapshotPin {
     fn unchanged(&mut self, until: Deadline) -> Result<Stillness, Failure> {
         if self.parts.len() == 1 {
-            return Ok(Stillness::AtomicSnapshot("one btrfs snapshot".to_owned()));
+            // Sources that name the same snapshot count as pinned by one: see `orchestrate`'s evidence.
+            let name = pathtext::show(self.parts[0].snapshot.path());
+            return Ok(Stillness::AtomicSnapshot(format!("btrfs snapshot {name}")));
         }
         let manner = Manner { vanished: Vanished::Expected, xattrs: false, until: Some(until) };
         let now = self.scope.scan(&*self.clock, manner)?;

@@ -86,7 +86,7 @@ impl SqlitePinner {
             PinMethod::SqliteReflink(database) => (Strategy::Reflink, database),
             PinMethod::SqliteTransaction(database) => (Strategy::Transaction, database),
             PinMethod::SqlitePages(database) => (Strategy::Pages, database),
-            PinMethod::BtrfsSnapshot(_) | PinMethod::TwoPassReflink(_) | PinMethod::TwoPassCopy(_) => {
+            _ => {
                 let what = format!("{} is not an SQLite database", plan.source);
                 return Err(Failure::new(FailureKind::Refused, what, ""));
             }
@@ -321,7 +321,7 @@ impl Pin for SqlitePin {
         let settled = self.settle(&copy, progress)?;
         let (checks, problems) = self.judge(&settled.found);
         let entries = self.pinned.original.entries(&copy, &settled, self.means.clock.now());
-        Ok(Harvest { entries, problems, checks })
+        Ok(Harvest { entries, problems, checks, server: None })
     }
 
     fn release(mut self: Box<Self>) -> Result<(), Failure> {

@@ -60,10 +60,11 @@ fn plain() -> Facts {
         staging: None,
         nested_mounts: vec![],
         entries: 1000,
+        volume: None,
         refusal: None,
     };
     let database = |d: &crate::inventory::Database| {
-        let crate::inventory::Database::Sqlite { path } = d;
+        let crate::inventory::Database::Sqlite { path } = d else { panic!("only files here") };
         SqliteFacts {
             source: d.id(),
             path: path.clone(),
@@ -80,6 +81,7 @@ fn plain() -> Facts {
     Facts {
         directories: application.directories.iter().map(directory).collect(),
         sqlite: application.databases.iter().map(database).collect(),
+        servers: vec![],
         process: Some(ProcessFacts {
             pids: vec![1, 2],
             method: Some(ProcessMethod::Ptrace),

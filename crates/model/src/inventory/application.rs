@@ -10,16 +10,18 @@ use crate::{
         Application, Database, Directory, Hooks, Origin, PathRole, ProcessSelector, Settings,
         parse::{checked, origin},
         raw::{At, Section},
+        server::{ParsedServer, server},
         settings::{length_of, settings},
         values::pattern,
     },
+    server::Flavor,
     undo::Hook,
 };
 
 /// Recipes that are planned; `generic` is the one there is.
 const LATER_RECIPES: [&str; 8] = ["rails", "wordpress", "moinmoin", "git", "cvs", "mail", "exo", "drawmgt"];
-/// Engines that are planned; `sqlite` is the one there is.
-const LATER_ENGINES: [&str; 4] = ["mariadb", "mysql", "postgres", "arangodb"];
+/// Engines that are planned.
+const LATER_ENGINES: [&str; 2] = ["postgres", "arangodb"];
 
 /// An application and where its names and paths stand.
 pub(super) struct Parsed {
@@ -93,18 +95,23 @@ fn recipe(section: &Section<'_, '_>) {
 
 fn database(section: Section<'_, '_>, name: Option<&AppName>, origins: &mut Vec<Origin>) -> Option<Database> {
     let At { value: engine, line } = section.required("engine", "\"sqlite\"")?;
-    if engine != "sqlite" {
-        // The other keys belong to another engine, so nothing more can be said of them.
-        let (what, remedy) = if LATER_ENGINES.contains(&engine) {
-            (
-                format!("engine {engine:?} is not supported in this version"),
-                "remove the entry; this version backs up sqlite",
-            )
-        } else {
-            (format!("there is no engine {engine:?}"), "write engine = \"sqlite\"")
-        };
-        section.report(line, what, remedy);
-        return None;
+    match engine {
+        "sqlite" => {}
+        "mariadb" => return server_database(section, Flavor::MariaDb, name, origins),
+        "mysql" => return server_database(section, Flavor::MySql, name, origins),
+        _ => {
+            // The other keys belong to another engine, so nothing more can be said of them.
+            let (what, remedy) = if LATER_ENGINES.contains(&engine) {
+                (
+                    format!("engine {engine:?} is not supported in this version"),
+                    "remove the entry; this version backs up sqlite, mariadb and mysql",
+                )
+            } else {
+                (format!("there is no engine {engine:?}"), "write \"sqlite\", \"mariadb\" or \"mysql\"")
+            };
+            section.report(line, what, remedy);
+            return None;
+        }
     }
     let found = section.required("path", "\"/srv/hydro/var/production.sqlite3\"");
     let origin = found.and_then(|f| origin(&section, "path", f, PathRole::Database, name));
@@ -113,6 +120,17 @@ fn database(section: Section<'_, '_>, name: Option<&AppName>, origins: &mut Vec<
     let path = origin.path.clone();
     origins.push(origin);
     Some(Database::Sqlite { path })
+}
+
+fn server_database(
+    section: Section<'_, '_>,
+    flavor: Flavor,
+    name: Option<&AppName>,
+    origins: &mut Vec<Origin>,
+) -> Option<Database> {
+    let ParsedServer { server, origin } = server(section, flavor, name)?;
+    origins.push(origin);
+    Some(Database::Server(Box::new(server)))
 }
 
 fn directory(
@@ -193,7 +211,7 @@ fn hooks(section: Section<'_, '_>) -> Option<Hooks> {
     Some(Hooks { stop: stop?, start: start? })
 }
 
-fn hook(section: Section<'_, '_>) -> Option<Hook> {
+pub(super) fn hook(section: Section<'_, '_>) -> Option<Hook> {
     let run = section.required("run", "\"systemctl stop hydro\"");
     if let Some(At { value, line }) = run
         && value.trim().is_empty()

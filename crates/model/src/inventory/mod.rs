@@ -9,6 +9,7 @@ mod error;
 mod origin;
 mod parse;
 mod raw;
+mod server;
 mod settings;
 mod template;
 mod validate;
@@ -20,7 +21,8 @@ use globset::Glob;
 
 use crate::{
     id::{AppName, Relpath, ServerName, SourceId, VmName},
-    undo::Hook,
+    server::ServerAccess,
+    undo::{Hook, ProcessRef},
     verdict::Verdict,
 };
 
@@ -115,6 +117,21 @@ pub enum Database {
         /// Absolute path.
         path: PathBuf,
     },
+    /// A MariaDB or MySQL server, or some of its databases.
+    Server(Box<ServerDatabase>),
+}
+
+/// A server to back up.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerDatabase {
+    /// How it is reached.
+    pub access: ServerAccess,
+    /// The databases of a server that others use too; empty if the application owns the server.
+    pub databases: Vec<String>,
+    /// How the server is stopped and started, for restores in place.
+    pub service: Option<Hooks>,
+    /// Queries that keep a lock waiting may be ended (MySQL: `FLUSH TABLES WITH READ LOCK`).
+    pub end_blocking_queries: bool,
 }
 
 impl Database {
@@ -123,7 +140,21 @@ impl Database {
     pub fn id(&self) -> SourceId {
         match self {
             Self::Sqlite { path } => SourceId::new("sqlite", crate::pathtext::show(path)),
+            Self::Server(server) => server.id(),
         }
+    }
+}
+
+impl ServerDatabase {
+    /// Its id: `mariadb:/run/mysqld/mysqld.sock`, or `mariadb:/run/mysqld/mysqld.sock#hydro,wiki`.
+    #[must_use]
+    pub fn id(&self) -> SourceId {
+        let mut text = self.access.address.to_string();
+        if !self.databases.is_empty() {
+            text.push('#');
+            text.push_str(&self.databases.join(","));
+        }
+        SourceId::new(self.access.flavor.as_str(), text)
     }
 }
 
@@ -134,6 +165,8 @@ pub enum ProcessSelector {
     Unit(String),
     /// The process named in a pid file, and its descendants.
     PidFile(PathBuf),
+    /// This very process, without its descendants. Not in any file: for servers that were asked who they are.
+    Process(ProcessRef),
 }
 
 /// Commands that stop and start a platform.

@@ -20,6 +20,8 @@ pub enum PathRole {
     Database,
     /// A pid file; it exists only while its process runs.
     PidFile,
+    /// Where a server listens; exists only while it runs.
+    Server,
 }
 
 /// Where a path is named.
@@ -41,7 +43,9 @@ pub struct Origin {
 /// comes and goes with its process.
 #[must_use]
 pub fn missing_paths(inventory: &Inventory, exists: &dyn Fn(&Path) -> bool) -> Vec<InventoryError> {
-    let missing = inventory.origins.iter().filter(|o| o.role != PathRole::PidFile && !exists(&o.path));
+    let comes_and_goes = |o: &&Origin| matches!(o.role, PathRole::PidFile | PathRole::Server);
+    let lasting = inventory.origins.iter().filter(|o| !comes_and_goes(o));
+    let missing = lasting.filter(|o| !exists(&o.path));
     missing.map(Origin::missing).collect()
 }
 
@@ -61,6 +65,7 @@ impl Origin {
             PathRole::Directory => self.missing_source("directory"),
             PathRole::Database => self.missing_source("database"),
             PathRole::PidFile => self.missing_source("pid file"),
+            PathRole::Server => self.missing_source("server"),
         };
         InventoryError { file: self.file.clone(), line: self.line, what, remedy }
     }

@@ -163,6 +163,17 @@ impl<'p, 't> Section<'p, 't> {
         number
     }
 
+    pub fn flag(&self, key: &'static str) -> Option<bool> {
+        let (line, value) = self.ask(key)?;
+        match value {
+            DeValue::Boolean(flag) => Some(*flag),
+            other => {
+                self.mistyped(line, key, "true or false", other);
+                None
+            }
+        }
+    }
+
     pub fn texts(&self, key: &'static str) -> Vec<At<&'p str>> {
         let Some((line, value)) = self.ask(key) else { return vec![] };
         let DeValue::Array(items) = value else {

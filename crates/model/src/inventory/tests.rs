@@ -183,8 +183,8 @@ fn cases() -> Vec<(String, &'static str)> {
         (a(&format!("recipe = \"rials\"\n{src}")), ":6: there is no recipe \"rials\""),
         (a(&format!("path = \"/srv/a\"\n{src}")), ":6: path belongs to a recipe"),
         (
-            a("[[application.database]]\nengine = \"mariadb\"\nsocket = \"/run/x\""),
-            ":7: engine \"mariadb\" is not supported in this version",
+            a("[[application.database]]\nengine = \"postgres\"\nsocket = \"/run/x\""),
+            ":7: engine \"postgres\" is not supported in this version",
         ),
         (a("[[application.database]]\nengine = \"dbase\""), ":7: there is no engine \"dbase\""),
         (a("[[application.database]]\npath = \"/a\""), ":6: engine is missing"),

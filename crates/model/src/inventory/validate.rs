@@ -8,7 +8,10 @@ use std::path::Path;
 use globset::Glob;
 
 use crate::{
-    inventory::{Directory, InventoryError, Origin, PathRole, application::Parsed, values::pattern},
+    inventory::{
+        Database, Directory, InventoryError, Origin, PathRole, ServerDatabase, application::Parsed,
+        server::collision, values::pattern,
+    },
     pathtext,
 };
 
@@ -20,8 +23,10 @@ pub(super) fn validate(partition: Option<&Path>, applications: &[Parsed]) -> Vec
             errors.extend(same_name(earlier, later));
             errors.extend(same_relpath(earlier, later));
             errors.extend(shared_sources(earlier, later));
+            errors.extend(shared_servers(earlier, later));
         }
         errors.extend(listed_twice(later));
+        errors.extend(one_server_twice(later));
         if let Some(partition) = partition {
             errors.extend(own_backups(later, partition));
         }
@@ -120,6 +125,32 @@ pub(super) fn leaves_out(directory: &Directory, path: &Path) -> bool {
     // `cache/**` does not match `cache` itself, but leaves nothing of it.
     let below = |glob: &Glob| glob.glob().strip_suffix("/**").and_then(|stem| pattern(stem).ok());
     directory.exclude.iter().any(|glob| matches(glob) || below(glob).is_some_and(|stem| matches(&stem)))
+}
+
+/// The servers of an application with where they are named.
+fn servers(parsed: &Parsed) -> Vec<(&ServerDatabase, &Origin)> {
+    let servers = parsed.application.databases.iter().filter_map(|database| match database {
+        Database::Server(server) => Some(&**server),
+        Database::Sqlite { .. } => None,
+    });
+    servers.zip(parsed.origins.iter().filter(|o| o.role == PathRole::Server)).collect()
+}
+
+fn shared_servers(earlier: &Parsed, later: &Parsed) -> Vec<InventoryError> {
+    let (theirs, ours) = (servers(earlier), servers(later));
+    ours.iter().flat_map(|ours| theirs.iter().filter_map(|theirs| collision(*ours, *theirs))).collect()
+}
+
+fn one_server_twice(parsed: &Parsed) -> Vec<InventoryError> {
+    let all = servers(parsed);
+    let pairs =
+        all.iter().enumerate().flat_map(|(index, later)| all[..index].iter().map(move |e| (e, later)));
+    let same = pairs.filter(|((earlier, _), (later, _))| earlier.access.address == later.access.address);
+    same.map(|(_, (server, origin))| {
+        let what = format!("server {} is listed twice in one application", server.access.address);
+        error(origin, what, "join the two entries")
+    })
+    .collect()
 }
 
 fn listed_twice(parsed: &Parsed) -> Vec<InventoryError> {

@@ -5,6 +5,7 @@
 use model::{
     entry::Entry,
     port::{Failure, FailureKind, Progress},
+    problem::Problem,
 };
 
 use crate::cut::{
@@ -30,6 +31,7 @@ pub(super) fn gather(
             Ok(harvest) => {
                 harvested += 1;
                 entries.extend(harvest.entries);
+                cut.servers.extend(harvest.server);
                 cut.problems.extend(harvest.problems.into_iter().map(|problem| match problem.source {
                     Some(_) => problem,
                     None => problem.of(source),
@@ -52,4 +54,15 @@ pub(super) fn gather(
         let why: Vec<String> = cut.problems.iter().map(ToString::to_string).collect();
         Failure::new(FailureKind::Other, format!("there is nothing to store: {}", why.join(". ")), "")
     }))
+}
+
+/// What is wrong with the pins now that everything was read from them: a snapshot may have run full meanwhile.
+pub(super) fn afterwards(pins: &mut [Pinned]) -> Vec<Problem> {
+    let of = |Pinned { source, pin }: &mut Pinned| {
+        let problems = pin.afterwards().into_iter();
+        problems
+            .map(|problem| if problem.source.is_some() { problem } else { problem.of(source) })
+            .collect::<Vec<_>>()
+    };
+    pins.iter_mut().flat_map(of).collect()
 }

@@ -2,11 +2,11 @@
 //!
 //! Crash story: pure functions, no effects.
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, path::Path};
 
 use model::{
     id::{CutId, ServerName, SourceId, VmName},
-    plan::{CutPlan, PinMethod, PinPlan},
+    plan::{CutPlan, PinPlan},
     port::Draft,
     problem::{Effect, Problem},
     record::{BackupRecord, CutRecord, PinNote, RECORD_VERSION, StoredBackup},
@@ -47,6 +47,7 @@ pub(super) fn of_cut(plan: &CutPlan, server: ServerName, vm: VmName, cut: &Cut, 
         evidence: cut.evidence.clone(),
         pins: pinned(plan, cut),
         problems: plan.problems.iter().chain(&cut.problems).cloned().collect(),
+        servers: cut.servers.clone(),
     }
 }
 
@@ -98,17 +99,14 @@ fn empty(draft: &Draft) -> Option<Problem> {
 /// The pins of which there is evidence: the others gave nothing that could be restored.
 fn pinned(plan: &CutPlan, cut: &Cut) -> Vec<PinNote> {
     let is_there = |pin: &&PinPlan| cut.evidence.iter().any(|e| e.source == pin.source);
-    plan.pins.iter().filter(is_there).map(note).collect()
+    plan.pins.iter().filter(is_there).flat_map(notes).collect()
 }
 
-fn note(pin: &PinPlan) -> PinNote {
-    let (method, path) = match &pin.method {
-        PinMethod::BtrfsSnapshot(tree) => ("btrfs-snapshot", &tree.root),
-        PinMethod::TwoPassReflink(tree) => ("two-pass-reflink", &tree.root),
-        PinMethod::TwoPassCopy(tree) => ("two-pass-copy", &tree.root),
-        PinMethod::SqliteReflink(database) => ("sqlite-reflink", &database.path),
-        PinMethod::SqliteTransaction(database) => ("sqlite-transaction", &database.path),
-        PinMethod::SqlitePages(database) => ("sqlite-pages", &database.path),
+fn notes(pin: &PinPlan) -> Vec<PinNote> {
+    let note = |path: &Path| PinNote {
+        source: pin.source.clone(),
+        method: pin.method.name().to_owned(),
+        path: path.to_owned(),
     };
-    PinNote { source: pin.source.clone(), method: method.to_owned(), path: path.clone() }
+    pin.method.paths().into_iter().map(note).collect()
 }

@@ -43,9 +43,7 @@ impl<'a> Crew<'a> {
         mut pinners: Vec<Box<dyn Pinner>>,
     ) -> Self {
         holds.sort_by_key(|hold| hold.class());
-        pinners.sort_by_key(|pinner| {
-            matches!(method(plan, &pinner.source()), Some(PinMethod::BtrfsSnapshot(_)))
-        });
+        pinners.sort_by_key(|pinner| method(plan, &pinner.source()).is_some_and(PinMethod::is_snapshot));
         let mut crew =
             Self { plan, clock, patience, seed, holds, pinners, problems: vec![], first_failure: None };
         crew.name_the_absent();
@@ -69,15 +67,7 @@ impl<'a> Crew<'a> {
 
     /// Whether the source is a directory.
     pub(super) fn is_directory(&self, source: &SourceId) -> bool {
-        match method(self.plan, source) {
-            Some(PinMethod::BtrfsSnapshot(_) | PinMethod::TwoPassReflink(_) | PinMethod::TwoPassCopy(_)) => {
-                true
-            }
-            Some(
-                PinMethod::SqliteReflink(_) | PinMethod::SqliteTransaction(_) | PinMethod::SqlitePages(_),
-            )
-            | None => false,
-        }
+        method(self.plan, source).is_some_and(PinMethod::is_directory)
     }
 
     /// Goes on without these sources, and without the holds that held only them.

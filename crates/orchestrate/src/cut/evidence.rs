@@ -16,6 +16,8 @@
 //! that, atomic snapshots are taken last (see [`crate::cut::crew::Crew::new`]): a scanned directory then has
 //! not changed between its own pin and the snapshot.
 
+use std::collections::BTreeSet;
+
 use model::{
     id::SourceId,
     plan::HoldClass,
@@ -71,10 +73,14 @@ pub fn decide(proofs: &[HoldProof], answers: &[PinAnswer]) -> Decision {
     Decision { evidence, restless }
 }
 
-/// How many sources rest on a snapshot of their own while nobody held their writers.
+/// On how many snapshots those sources rest whose writers nobody held. Sources that share one say the same of it.
 fn snapshots(proofs: &[HoldProof], answers: &[PinAnswer]) -> usize {
-    let is_snapshot = |a: &&PinAnswer| matches!(a.stillness, Stillness::AtomicSnapshot(_));
-    answers.iter().filter(is_snapshot).filter(|a| held_by(proofs, &a.source).is_none()).count()
+    let unheld = answers.iter().filter(|a| held_by(proofs, &a.source).is_none());
+    let named = unheld.filter_map(|a| match &a.stillness {
+        Stillness::AtomicSnapshot(name) => Some(name),
+        _ => None,
+    });
+    named.collect::<BTreeSet<_>>().len()
 }
 
 fn of_one(proofs: &[HoldProof], answer: &PinAnswer, one_snapshot: bool) -> Stillness {
@@ -214,7 +220,9 @@ mod tests {
 
     #[test]
     fn two_snapshots_are_two_instants_unless_writers_are_held() {
-        let two = [answer(directory("/d"), snapshot("s")), answer(directory("/e"), snapshot("s"))];
+        let shared = [answer(directory("/d"), snapshot("s")), answer(directory("/e"), snapshot("s"))];
+        assert!(stillness(&[], &shared).iter().all(is_shown));
+        let two = [answer(directory("/d"), snapshot("s")), answer(directory("/e"), snapshot("t"))];
         assert!(stillness(&[], &two).iter().all(|s| !is_shown(s)));
         assert!(stillness(&[processes()], &two).iter().all(is_shown));
         let one = [answer(directory("/d"), snapshot("s")), answer(directory("/e"), unchanged())];

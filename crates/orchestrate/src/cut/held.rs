@@ -29,6 +29,7 @@ pub struct Held<'a> {
     budget: Duration,
     taken: Vec<Taken>,
     measured: Measured,
+    still_held: Vec<Problem>,
 }
 
 struct Taken {
@@ -76,7 +77,7 @@ impl<'a> Held<'a> {
     /// Nothing is held yet.
     #[must_use]
     pub fn nothing(clock: &'a dyn Clock, budget: Duration) -> Self {
-        Self { clock, budget, taken: vec![], measured: Measured::default() }
+        Self { clock, budget, taken: vec![], measured: Measured::default(), still_held: vec![] }
     }
 
     /// Takes one more hold.
@@ -137,11 +138,12 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Shows of every hold that it was never interrupted. The last taken is asked first: only then can a
-    /// server that was itself stopped be asked.
+    /// Shows of every hold that it was never interrupted. The last taken is asked first. A server's process is
+    /// let go as soon as that is shown of it: a stopped server cannot answer for its locks. Nothing may be
+    /// pinned or looked at after this.
     ///
     /// # Errors
-    /// [`FailureKind::Lost`] or another failure of the hold that cannot show it.
+    /// [`FailureKind::Lost`] or another failure of the hold that cannot show it, or cannot be let go.
     pub fn prove(&mut self) -> Result<Vec<HoldProof>, Failure> {
         let mut proofs = Vec::with_capacity(self.taken.len());
         for place in (0..self.taken.len()).rev() {
@@ -149,33 +151,44 @@ impl<'a> Held<'a> {
             let (name, sources) = (stall.hold.clone(), stall.sources.clone());
             proofs.push(HoldProof { name, sources, class: stall.class, proof: frozen.prove()? });
             self.tell(&format!("proving {}", self.taken[place].stall.hold));
+            if self.taken[place].stall.class == HoldClass::ServerFreezer {
+                let server = self.taken.remove(place);
+                let name = server.stall.hold.clone();
+                if !self.let_go(server) {
+                    let what = format!("{name} was not let go, so that nobody can be asked for its locks");
+                    return Err(Failure::new(FailureKind::Other, what, "run `stillpoint thaw`"));
+                }
+            }
         }
         Ok(proofs)
+    }
+
+    /// Lets one hold go and measures it; says whether that could be confirmed.
+    fn let_go(&mut self, taken: Taken) -> bool {
+        let Taken { frozen, stall, asked } = taken;
+        let name = stall.hold.clone();
+        let result = frozen.thaw();
+        self.measured.over(stall, asked, self.clock.moment());
+        self.tell(&format!("letting {name} go"));
+        let Err(failure) = result else { return true };
+        tracing::error!(hold = %name, "WRITERS MAY STILL BE HELD: {}", failure.in_full());
+        let what = format!("WRITERS MAY STILL BE HELD by {name}: {}", failure.in_full());
+        self.still_held.push(Problem::new(Effect::Note, None, what, "run `stillpoint thaw`"));
+        false
     }
 
     /// Lets everybody go, the last taken first, whatever fails.
     #[must_use]
     pub fn thaw(mut self) -> Released {
-        let mut still_held = vec![];
         while let Some(taken) = self.taken.pop() {
-            let name = taken.stall.hold.clone();
-            if let Err(failure) = taken.frozen.thaw() {
-                tracing::error!(hold = %name, "WRITERS MAY STILL BE HELD: {}", failure.in_full());
-                still_held.push(Problem::new(
-                    Effect::Note,
-                    None,
-                    format!("WRITERS MAY STILL BE HELD by {name}: {}", failure.in_full()),
-                    "run `stillpoint thaw`",
-                ));
-            }
-            self.measured.over(taken.stall, taken.asked, self.clock.moment());
-            self.tell(&format!("letting {name} go"));
+            self.let_go(taken);
         }
         let length = |span: (Moment, Moment)| Millis::from(span.1.since(span.0));
         let mut per_hold = std::mem::take(&mut self.measured.stalls);
         per_hold.reverse();
         let total = self.measured.locks.map_or(Millis(0.0), length);
         let downtime = self.measured.stopped.map(length);
+        let still_held = std::mem::take(&mut self.still_held);
         Released { stalls: Stalls { total, downtime, per_hold }, still_held }
     }
 }

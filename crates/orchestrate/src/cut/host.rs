@@ -11,6 +11,7 @@ use model::{
     id::SourceId,
     port::{Failure, FailureKind, Pin},
     problem::{Effect, Problem},
+    server::ServerRecord,
     time::Millis,
     verdict::{Evidence, Stillness, Verdict},
 };
@@ -38,6 +39,8 @@ pub struct Cut {
     pub evidence: Vec<Evidence>,
     /// What is pinned.
     pub pins: Vec<Pinned>,
+    /// The database servers among the sources, as far as they were harvested.
+    pub servers: Vec<ServerRecord>,
     /// What went wrong up to the thaw, attempts that failed among it; without the plan's own problems.
     pub problems: Vec<Problem>,
     /// Everybody of whom it could not be confirmed that he runs again; also among the problems.
@@ -97,6 +100,7 @@ pub fn take(crew: &mut Crew<'_>) -> Result<Cut, Failure> {
                     stalls,
                     evidence,
                     pins,
+                    servers: vec![],
                     problems,
                     still_held,
                 });

@@ -33,7 +33,7 @@ use self::targets::Targets;
 pub(crate) use self::trace::ptrace_is_allowed;
 use crate::process;
 
-/// Holds the processes of an application.
+/// Holds the processes of an application, or of a database server.
 pub struct ProcessHold {
     targets: Targets,
     method: ProcessMethod,
@@ -41,6 +41,8 @@ pub struct ProcessHold {
     /// Who ran when it was prepared.
     known: Vec<ProcessRef>,
     held: Arc<Mutex<Vec<ProcessRef>>>,
+    /// The source that these processes serve; else they are the application's.
+    serves: Option<SourceId>,
 }
 
 impl ProcessHold {
@@ -59,7 +61,15 @@ impl ProcessHold {
             journal,
             known: Vec::new(),
             held: Arc::default(),
+            serves: None,
         }
+    }
+
+    /// The same for the process of a database server: it is held last, and let go before its locks are proven.
+    #[must_use]
+    pub fn serving(mut self, source: SourceId) -> Self {
+        self.serves = Some(source);
+        self
     }
 
     /// More processes that have to answer while the others are held.
@@ -76,15 +86,21 @@ impl ProcessHold {
 
 impl Hold for ProcessHold {
     fn name(&self) -> String {
-        format!("processes:{}", self.targets.name())
+        match &self.serves {
+            Some(source) => format!("server:{source}"),
+            None => format!("processes:{}", self.targets.name()),
+        }
     }
 
     fn class(&self) -> HoldClass {
-        HoldClass::ProcessFreezer
+        match self.serves {
+            Some(_) => HoldClass::ServerFreezer,
+            None => HoldClass::ProcessFreezer,
+        }
     }
 
     fn sources(&self) -> Vec<SourceId> {
-        Vec::new()
+        self.serves.iter().cloned().collect()
     }
 
     /// # Errors

@@ -29,6 +29,9 @@ pub fn find(selector: &ProcessSelector) -> Result<Vec<ProcessRef>, ProcessError>
     match selector {
         ProcessSelector::Unit(unit) => of_unit(unit),
         ProcessSelector::PidFile(path) => of_pid_file(path),
+        ProcessSelector::Process(process) => {
+            Ok(super::process_ref(process.pid).filter(|found| found == process).into_iter().collect())
+        }
     }
 }
 
@@ -38,6 +41,7 @@ pub fn describe(selector: &ProcessSelector) -> String {
     match selector {
         ProcessSelector::Unit(unit) => unit.clone(),
         ProcessSelector::PidFile(path) => pathtext::show(path),
+        ProcessSelector::Process(process) => format!("process {}", process.pid),
     }
 }
 

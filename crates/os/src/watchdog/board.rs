@@ -84,7 +84,11 @@ fn rank(undo: &Undo) -> u8 {
         | Undo::RemoveLock { .. }
         | Undo::RemoveTree { .. }
         | Undo::SwapBack { .. }
-        | Undo::DeleteSubvolume { .. } => 1,
+        | Undo::DeleteSubvolume { .. }
+        | Undo::Unmount { .. }
+        | Undo::RemoveLogicalVolume { .. }
+        | Undo::DestroyZfsSnapshot { .. }
+        | Undo::ServerVariable { .. } => 1,
         Undo::Start { .. } => 2,
     }
 }

@@ -118,7 +118,11 @@ fn hold_words(method: &HoldMethod) -> String {
             match selector {
                 ProcessSelector::Unit(unit) => format!("the processes of {unit} {how}"),
                 ProcessSelector::PidFile(file) => format!("the processes of {} {how}", show(file)),
+                ProcessSelector::Process(process) => format!("process {} {how}", process.pid),
             }
+        }
+        HoldMethod::ServerSlowLock(_) | HoldMethod::ServerFinalLock(_) | HoldMethod::ServerProcess { .. } => {
+            method.describe()
         }
     }
 }
@@ -126,12 +130,5 @@ fn hold_words(method: &HoldMethod) -> String {
 /// The method's name, as in records.
 #[must_use]
 pub fn method_name(method: &PinMethod) -> &'static str {
-    match method {
-        PinMethod::BtrfsSnapshot(_) => "btrfs-snapshot",
-        PinMethod::TwoPassReflink(_) => "two-pass-reflink",
-        PinMethod::TwoPassCopy(_) => "two-pass-copy",
-        PinMethod::SqliteReflink(_) => "sqlite-reflink",
-        PinMethod::SqliteTransaction(_) => "sqlite-transaction",
-        PinMethod::SqlitePages(_) => "sqlite-pages",
-    }
+    method.name()
 }

@@ -14,7 +14,7 @@ use engines::{
 };
 use model::{
     id::SourceId,
-    inventory::{Application, Database},
+    inventory::{Application, Database, ProcessSelector},
     plan::{CutPlan, Facts, HoldMethod, PinMethod, PinPlan},
     port::{Failure, FailureKind, Hold, Pinner},
     undo::ProcessRef,
@@ -52,8 +52,9 @@ pub fn facts(run: &Run<'_>, application: &Application) -> Result<Facts, Failure>
         let what = format!("{} cannot be made", staging_dir.display());
         Failure::new(FailureKind::Other, what, "run it as the user who owns the partition").because(error)
     })?;
-    let sqlite = application.databases.iter().map(|database| match database {
-        Database::Sqlite { path } => sqlite::probe(database.id(), path, &staging(run, path)),
+    let sqlite = application.databases.iter().filter_map(|database| match database {
+        Database::Sqlite { path } => Some(sqlite::probe(database.id(), path, &staging(run, path))),
+        Database::Server(_) => None,
     });
     let directories = application.directories.iter().map(|directory| {
         let exclude: Vec<String> = directory.exclude.iter().map(|glob| glob.glob().to_owned()).collect();
@@ -62,6 +63,7 @@ pub fn facts(run: &Run<'_>, application: &Application) -> Result<Facts, Failure>
     Ok(Facts {
         sqlite: sqlite.collect(),
         directories: directories.collect(),
+        servers: vec![],
         process: application.process.as_ref().map(process::facts),
     })
 }
@@ -90,6 +92,17 @@ pub fn build(
                 holders.insert(source.clone(), lock.holder());
                 holds.push(Box::new(lock));
             }
+            HoldMethod::ServerSlowLock(lock) | HoldMethod::ServerFinalLock(lock) => {
+                return Err(not_wired(&lock.source));
+            }
+            HoldMethod::ServerProcess { source, process, method } => {
+                let selector = ProcessSelector::Process(*process);
+                let except = [run.logbook().watchdog_pid()?];
+                let server = ProcessHold::new(selector, method.clone(), except, run.journal());
+                let server = server.serving(source.clone());
+                held.push(server.held());
+                holds.push(Box::new(server));
+            }
             HoldMethod::Processes { selector, method } => {
                 let except = [run.logbook().watchdog_pid()?];
                 let processes = ProcessHold::new(selector.clone(), method.clone(), except, run.journal());
@@ -110,6 +123,10 @@ fn all_of(held: Vec<Arc<Mutex<Vec<ProcessRef>>>>) -> Held {
         let lists = held.iter().map(|list| list.lock().unwrap_or_else(PoisonError::into_inner).clone());
         lists.flatten().collect()
     })
+}
+
+fn not_wired(source: &SourceId) -> Failure {
+    Failure::new(FailureKind::Refused, format!("{source} cannot be backed up by this build"), "")
 }
 
 fn pinner(
@@ -133,6 +150,11 @@ fn pinner(
             let pinner = SnapshotPinner::new(pin.source.clone(), plan, pin.staging.clone(), journal, clock)?;
             Ok(Box::new(pinner))
         }
+        PinMethod::VolumeSnapshot(_)
+        | PinMethod::ServerVolumes(_)
+        | PinMethod::ServerReflink(_)
+        | PinMethod::ServerPhysical(_)
+        | PinMethod::ServerDump(_) => Err(not_wired(&pin.source)),
         PinMethod::SqliteReflink(_) | PinMethod::SqliteTransaction(_) | PinMethod::SqlitePages(_) => {
             let holder = holders.get(&pin.source).cloned().ok_or_else(|| {
                 let what = format!("{} is to be pinned without its lock", pin.source);

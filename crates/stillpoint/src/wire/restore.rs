@@ -32,7 +32,10 @@ pub fn request(
     accept_incomplete: bool,
 ) -> Request {
     let directories = application.directories.iter().map(|directory| directory.path.clone());
-    let databases = application.databases.iter().map(|Database::Sqlite { path }| path.clone());
+    let databases = application.databases.iter().filter_map(|database| match database {
+        Database::Sqlite { path } => Some(path.clone()),
+        Database::Server(_) => None,
+    });
     let mut keep_out: Vec<PathBuf> = directories.chain(databases).collect();
     keep_out.push(run.inventory.partition.clone());
     Request {

@@ -127,6 +127,14 @@ pub fn words(undo: &Undo) -> String {
         }
         Undo::RemoveTree { path } => format!("remove the pinned copies in {}", show(path)),
         Undo::DeleteSubvolume { path } => format!("delete the snapshot {}", show(path)),
+        Undo::Unmount { path } => format!("unmount the snapshot at {}", show(path)),
+        Undo::RemoveLogicalVolume { group, name } => format!("remove the snapshot {group}/{name}"),
+        Undo::DestroyZfsSnapshot { dataset, snapshot } => {
+            format!("destroy the snapshot {dataset}@{snapshot}")
+        }
+        Undo::ServerVariable { access, variable, old, .. } => {
+            format!("set {variable} of the server at {} back to {old}", access.address)
+        }
     }
 }
 

@@ -155,6 +155,7 @@ pub(super) fn cut(nth: u8) -> CutRecord {
         evidence: vec![],
         pins: vec![],
         problems: vec![],
+        servers: vec![],
     }
 }
 

@@ -67,7 +67,9 @@ impl FakeHold {
                 ends: None,
             },
             HoldClass::SlowLock | HoldClass::FinalLock => Undo::End { process },
-            HoldClass::ProcessFreezer => Undo::Continue { processes: vec![process] },
+            HoldClass::ProcessFreezer | HoldClass::ServerFreezer => {
+                Undo::Continue { processes: vec![process] }
+            }
         }
     }
 
@@ -147,7 +149,9 @@ impl Frozen for FakeFrozen {
         }
         Ok(match self.class {
             HoldClass::SlowLock | HoldClass::FinalLock => Stillness::Lock(self.name.clone()),
-            HoldClass::StopHook | HoldClass::ProcessFreezer => Stillness::WritersFrozen(self.name.clone()),
+            HoldClass::StopHook | HoldClass::ProcessFreezer | HoldClass::ServerFreezer => {
+                Stillness::WritersFrozen(self.name.clone())
+            }
         })
     }
 

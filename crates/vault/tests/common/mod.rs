@@ -230,6 +230,7 @@ pub fn cut(nth: u8, root: &Path) -> CutRecord {
             path: root.into(),
         }],
         problems: vec![],
+        servers: vec![],
     }
 }
 
