@@ -101,6 +101,12 @@ impl Mounts {
         Ok(Self { mounts })
     }
 
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> &[Mount] {
+        &self.mounts
+    }
+
     /// The mount that a path is on; the path is taken as it stands, without symbolic links or `..`.
     #[must_use]
     pub fn of(&self, path: &Path) -> Option<&Mount> {

@@ -1,0 +1,288 @@
+//! Making, watching, extending and removing a snapshot of a logical volume.
+//!
+//! Crash story: the journal has [`Undo::RemoveLogicalVolume`] before `lvcreate` is started and until the snapshot is
+//! gone. A run that dies while `lvcreate` works leaves it to work on; `lvs`, with which the undoing begins, waits for
+//! it. Removal touches nothing but snapshots whose name and tag are ours.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use model::{
+    port::Journal,
+    size::Bytes,
+    time::Deadline,
+    undo::{Ticket, Undo},
+};
+
+use super::{
+    CHANGING, LogicalVolume, LvmError, dm_name, report,
+    status::{Fill, fill_of_snapshot},
+};
+use crate::{
+    clock::{deadline_in, left},
+    staging::random_hex,
+    tools::{Tool, ToolError},
+};
+
+/// How the names of all our snapshots begin; 16 hexadecimal digits follow.
+const PREFIX: &str = "stillpoint-";
+/// The tag that they carry.
+const TAG: &str = "stillpoint";
+/// Between two tries to remove what is busy.
+const STEP: Duration = Duration::from_millis(200);
+/// How long a snapshot may be busy: readers that were given up, and udev, which looks at new devices.
+const BUSY: Duration = Duration::from_secs(15);
+
+/// A snapshot that is about to be made: named and written down. Dropping it crosses it off.
+pub struct Ready {
+    origin: LogicalVolume,
+    name: String,
+    size: Option<Bytes>,
+    journal: Arc<dyn Journal>,
+    ticket: Option<Ticket>,
+}
+
+impl Ready {
+    /// Names a snapshot of `origin` and writes it down. A classic one gets `size`, of which it needs some; a
+    /// thin one has none.
+    ///
+    /// # Errors
+    /// If the journal cannot be written.
+    pub fn new(
+        journal: &Arc<dyn Journal>,
+        origin: LogicalVolume,
+        size: Option<Bytes>,
+    ) -> Result<Self, LvmError> {
+        let random = random_hex()
+            .map_err(|source| LvmError::System { what: "no random name can be made".to_owned(), source })?;
+        let name = format!("{PREFIX}{random}");
+        let undo = Undo::RemoveLogicalVolume { group: origin.group.clone(), name: name.clone() };
+        let ticket = journal.intend(undo, None).map_err(LvmError::Journal)?;
+        Ok(Self { origin, name, size, journal: Arc::clone(journal), ticket: Some(ticket) })
+    }
+
+    /// Makes it, by one program that this waits for until `until`. If it was too late it is removed as soon as it
+    /// has been made, and stays in the journal until then.
+    ///
+    /// # Errors
+    /// [`ToolError::Late`], or what `lvcreate` says; then nothing is left.
+    pub fn make(mut self, until: Deadline) -> Result<LvSnapshot, LvmError> {
+        let Some(ticket) = self.ticket.take() else {
+            return Err(LvmError::NotOurs(self.name.clone()));
+        };
+        let (journal, group, name) =
+            (Arc::clone(&self.journal), self.origin.group.clone(), self.name.clone());
+        let tool = lvcreate(&self.origin, &self.name, self.size);
+        let made = tool.run_until(until, move |_| match remove(&group, &name) {
+            Ok(()) => journal.done(ticket),
+            Err(error) => tracing::warn!(%group, %name, ?error, "a snapshot is left behind, for `thaw`"),
+        });
+        let snapshot = |ticket| LvSnapshot {
+            group: self.origin.group.clone(),
+            name: self.name.clone(),
+            thin: self.origin.thin_pool().is_some(),
+            journal: Arc::clone(&self.journal),
+            ticket,
+        };
+        match made {
+            Ok(_) => Ok(snapshot(Some(ticket))),
+            Err(error @ ToolError::Late { .. }) => Err(error.into()),
+            Err(error @ ToolError::Run { .. }) => {
+                self.journal.done(ticket);
+                Err(error.into())
+            }
+            Err(error) => {
+                // It may have failed half-way.
+                drop(snapshot(Some(ticket)));
+                Err(error.into())
+            }
+        }
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            self.journal.done(ticket);
+        }
+    }
+}
+
+/// Writable, since XFS and ext4 have to put their log in order when they are mounted, even for reading only: XFS leaves a
+/// record in it that says "frozen".
+fn lvcreate(origin: &LogicalVolume, name: &str, size: Option<Bytes>) -> Tool {
+    let what = format!("making a snapshot of {}", origin.full_name());
+    let tool = Tool::new("lvcreate", what, CHANGING).args(["--snapshot", "--name", name, "--addtag", TAG]);
+    // Nobody but us watches it, and a daemon started here would outlive us.
+    let tool = tool.args(["--yes", "--ignoremonitoring"]);
+    let tool = if origin.thin_pool().is_some() {
+        tool.args(["--setactivationskip", "n"])
+    } else {
+        let size = whole_extents(size.unwrap_or(origin.size), origin.extent);
+        tool.args(["--size".to_owned(), format!("{}b", size.0)])
+    };
+    tool.args([origin.full_name()])
+}
+
+/// Rounded up, and at least one.
+fn whole_extents(size: Bytes, extent: Bytes) -> Bytes {
+    let unit = extent.0.max(512);
+    Bytes(size.0.max(1).div_ceil(unit).saturating_mul(unit))
+}
+
+/// A snapshot of a logical volume. Dropping it removes it.
+pub struct LvSnapshot {
+    group: String,
+    name: String,
+    thin: bool,
+    journal: Arc<dyn Journal>,
+    ticket: Option<Ticket>,
+}
+
+impl std::fmt::Debug for LvSnapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LvSnapshot")
+            .field("group", &self.group)
+            .field("name", &self.name)
+            .field("ticket", &self.ticket)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LvSnapshot {
+    /// `group/name`.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.group, self.name)
+    }
+
+    /// Its device.
+    #[must_use]
+    pub fn device(&self) -> PathBuf {
+        Path::new("/dev/mapper").join(dm_name(&self.group, &self.name))
+    }
+
+    /// Whether it shares a pool with its origin, and has no size of its own.
+    #[must_use]
+    pub fn is_thin(&self) -> bool {
+        self.thin
+    }
+
+    /// How full it is; of a thin one see [`super::fill_of_pool`].
+    ///
+    /// # Errors
+    /// If device mapper does not tell.
+    pub fn fill(&self) -> Result<Fill, LvmError> {
+        Ok(fill_of_snapshot(&self.group, &self.name)?)
+    }
+
+    /// Its own size.
+    ///
+    /// # Errors
+    /// If LVM does not tell: it may be gone.
+    pub fn size(&self) -> Result<Bytes, LvmError> {
+        let found = report::look_for(&self.group, &self.name)?;
+        found.map(|volume| volume.size).ok_or_else(|| LvmError::NotOurs(self.full_name()))
+    }
+
+    /// Makes a classic one larger by so much, rounded up to whole megabytes.
+    ///
+    /// # Errors
+    /// If there is not that much free in the volume group.
+    pub fn extend(&self, by: Bytes) -> Result<(), LvmError> {
+        let by = whole_extents(by, Bytes(1 << 20));
+        let tool = Tool::new("lvextend", format!("extending {}", self.full_name()), CHANGING);
+        tool.args(["--size".to_owned(), format!("+{}b", by.0), self.full_name()]).run()?;
+        Ok(())
+    }
+
+    /// Removes it and crosses it off the journal.
+    ///
+    /// # Errors
+    /// If it is left; then it stays in the journal.
+    pub fn release(mut self) -> Result<(), LvmError> {
+        self.undo()
+    }
+
+    fn undo(&mut self) -> Result<(), LvmError> {
+        let Some(ticket) = self.ticket.take() else { return Ok(()) };
+        remove(&self.group, &self.name)?;
+        self.journal.done(ticket);
+        Ok(())
+    }
+}
+
+impl Drop for LvSnapshot {
+    fn drop(&mut self) {
+        if let Err(error) = self.undo() {
+            tracing::warn!(snapshot = %self.full_name(), ?error, "a snapshot is left behind, for `thaw`");
+        }
+    }
+}
+
+/// Whether a name is one that we give.
+#[must_use]
+pub fn is_ours(name: &str) -> bool {
+    let random = name.strip_prefix(PREFIX);
+    random.is_some_and(|random| random.len() == 16 && random.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Removes a snapshot of ours; done if it is gone. Tries for a while if it is busy.
+///
+/// # Errors
+/// [`LvmError::NotOurs`] for any volume whose name is not ours, that does not carry our tag or that is no snapshot; else
+/// what `lvremove` says.
+pub fn remove(group: &str, name: &str) -> Result<(), LvmError> {
+    let full = format!("{group}/{name}");
+    let is_word = |text: &str| {
+        !text.is_empty()
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+_.-".contains(&b))
+            && !text.starts_with('-')
+    };
+    if !is_ours(name) || !is_word(group) {
+        return Err(LvmError::NotOurs(full));
+    }
+    let until = deadline_in(BUSY);
+    loop {
+        let Some(found) = report::look_for(group, name)? else { return Ok(()) };
+        if found.origin.is_none() || !found.tags.iter().any(|tag| tag == TAG) {
+            return Err(LvmError::NotOurs(full));
+        }
+        let tool = Tool::new("lvremove", format!("removing the snapshot {full}"), CHANGING);
+        match tool.args(["--force", "--yes", &full]).run() {
+            Ok(_) => return Ok(()),
+            Err(error @ ToolError::Run { .. }) => return Err(error.into()),
+            Err(error) if left(until).is_zero() => return Err(error.into()),
+            Err(_) => thread::sleep(STEP),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::size::Bytes;
+
+    use super::{LvmError, is_ours, remove, whole_extents};
+
+    #[test]
+    fn sizes_are_whole_extents() {
+        assert_eq!(whole_extents(Bytes(0), Bytes(4096)), Bytes(4096));
+        assert_eq!(whole_extents(Bytes(4097), Bytes(4096)), Bytes(8192));
+    }
+
+    #[test]
+    fn nothing_but_names_of_ours_is_removed() {
+        assert!(is_ours("stillpoint-0123456789abcdef"));
+        for name in ["data", "stillpoint-", "stillpoint-xyz", "stillpoint-0123456789abcdef0", ""] {
+            assert!(!is_ours(name));
+            assert!(matches!(remove("vg", name), Err(LvmError::NotOurs(_))), "{name}");
+        }
+        for group in ["", "vg\" || lv_name!=\"", "-a", "a b"] {
+            assert!(matches!(remove(group, "stillpoint-0123456789abcdef"), Err(LvmError::NotOurs(_))));
+        }
+    }
+}
