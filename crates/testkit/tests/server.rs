@@ -1,9 +1,11 @@
 //! The test support for real servers, against real servers.
 
 use mysql::prelude::Queryable;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use testkit::server::{
-    Latency, Ledger, LedgerOptions, PrivateServer, Workload, ledger_process, verify, wait_until,
+    Latency, Ledger, LedgerOptions, PrivateServer, Sysbench, Volume, Workload, age, ledger_process, verify,
+    wait_until,
 };
 
 #[test]
@@ -128,4 +130,42 @@ fn a_ledger_is_sound_at_rest_and_tells_a_copy_of_two_instants() {
     std::fs::remove_dir_all(files.join("w3")).expect("removed");
     let faults = verify(&mut server.connect(), &files).faults;
     assert!(faults.iter().any(|fault| fault.contains("row without its file")), "{faults:?}");
+}
+
+#[test]
+fn sysbench_fills_a_server_of_the_wanted_size_loads_it_and_it_ages() {
+    let volume = Volume::new("xfs", 1 << 30, &std::env::temp_dir());
+    let mut server = PrivateServer::builder().directory(volume.path().join("server")).start();
+    let bytes = 60 << 20;
+    let tables = Sysbench::sized(6, bytes);
+    tables.prepare(&server);
+    let files = ibd_files(&server.datadir().join("sbtest"));
+    let size: u64 = files.iter().map(|path| path.metadata().expect("a file").len()).sum();
+    assert!(files.len() == 6 && size.abs_diff(bytes) < bytes / 4, "{size}");
+    let mut load = tables.start(&server, 2, 50, Duration::from_secs(60));
+    wait_until(Duration::from_secs(10), || load.seconds().len() > 2).expect("reports");
+    assert!(load.is_running() && load.seconds().iter().all(|second| second.errors == 0.0));
+    drop(load);
+    server.stop();
+    let before: u64 = files.iter().map(|path| extents(path)).sum();
+    let written = age(server.datadir(), 3, 5, 1).expect("reflinks");
+    let after: u64 = files.iter().map(|path| extents(path)).sum();
+    assert!(after > before + written / 4, "{before} extents, {after} after {written} pages");
+    server.start();
+    assert_eq!(server.ask("SELECT COUNT(*) FROM sbtest.sbtest6").as_deref(), Some(&*tables.rows.to_string()));
+}
+
+fn ibd_files(below: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(below).expect("a directory").flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "ibd")).collect()
+}
+
+fn extents(path: &Path) -> u64 {
+    let output = std::process::Command::new("filefrag").arg(path).output().expect("filefrag");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.rsplit(": ")
+        .next()
+        .and_then(|rest| rest.split(' ').next())
+        .and_then(|n| n.parse().ok())
+        .expect(&text)
 }

@@ -5,20 +5,20 @@
 //! Crash story: servers, load and mounts end with their guards; a killed test process takes its servers with it
 //! (parent death signal), while its mounts stay for `umount`.
 
-//mod ageing;
+mod ageing;
 mod latency;
 mod ledger;
 mod private;
 mod process;
-//mod sysbench;
+mod sysbench;
 mod volume;
 
-//pub use ageing::age;
+pub use ageing::age;
 pub use latency::{Commit, Latency, Workload};
 pub use ledger::{Ledger, LedgerOptions, Report, ledger_process, verify};
 pub use private::{PrivateServer, ServerBuilder, ServerProcess};
 pub use process::{children, descendants, wait_until};
-//pub use sysbench::{Sysbench, SysbenchRun};
+pub use sysbench::{Sysbench, SysbenchRun, SysbenchSecond};
 pub use volume::Volume;
 
 /// What every helper here fails with: a sentence for the test's output.
