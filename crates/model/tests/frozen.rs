@@ -5,10 +5,11 @@
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use model::{
-    inventory::{InventoryText, Keep, ProcessSelector, parse},
+    inventory::{Database, InventoryText, Keep, ProcessSelector, parse},
     plan::HoldClass,
     problem::Effect,
     record::{BackupRecord, CutRecord, RECORD_VERSION},
+    server::{Flavor, RootRole, ServerForm},
     size::Bytes,
     time::Millis,
     verdict::{Stillness, Verdict},
@@ -26,9 +27,11 @@ fn every_sample_has_its_test() {
         fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     let tested = [
         "backup-record-1.json",
+        "cut-record-1-server.json",
         "cut-record-1.json",
         "history-1", // in src/history.rs
         "inventory-1.toml",
+        "inventory-2.toml",
     ];
     assert_eq!(names, tested.map(String::from).into());
 }
@@ -51,6 +54,43 @@ fn cut_record_1() {
     let path = record.problems[0].path.as_ref().unwrap();
     assert_eq!(path.as_os_str().as_encoded_bytes(), b"/srv/hydro/var/caf\xe9.sock");
     assert_same(&text, &serde_json::to_string(&record).unwrap());
+}
+
+#[test]
+fn cut_record_1_with_servers() {
+    let text = sample("cut-record-1-server.json");
+    let record: CutRecord = serde_json::from_str(&text).unwrap();
+    assert_eq!(record.version, RECORD_VERSION);
+    assert_eq!(record.stalls.per_hold[2].class, HoldClass::ServerFreezer);
+    let [owned, shared] = &record.servers[..] else { panic!("{:?}", record.servers) };
+    assert_eq!((owned.version.flavor, owned.version.number), (Flavor::MariaDb, (10, 11, 19)));
+    assert_eq!((owned.form, shared.form), (ServerForm::Files, ServerForm::Dump));
+    let at = owned.position.binlog.as_ref().map(ToString::to_string);
+    assert_eq!(at.as_deref(), Some("binlog.000042:1234"));
+    assert_eq!(owned.roots[1].role, RootRole::Redo);
+    assert_eq!(shared.replay_from.as_ref().map(|p| p.offset), Some(4));
+    assert_same(&text, &serde_json::to_string(&record).unwrap());
+}
+
+#[test]
+fn inventory_2() {
+    let text = InventoryText { file: "inventory-2.toml".into(), text: sample("inventory-2.toml") };
+    let inventory = parse(&text, &[], "unused").unwrap_or_else(|e| panic!("{e}"));
+    let servers: Vec<_> = inventory.applications.iter().flat_map(|a| &a.databases).collect();
+    let ids: Vec<String> = servers.iter().map(|d| d.id().to_string()).collect();
+    let expected = [
+        "mariadb:/run/mysqld/mysqld.sock",
+        "mariadb:/run/mysqld/mysqld.sock#hydro,hydro_cache",
+        "mysql:db.softxs.ch:3307",
+    ];
+    assert_eq!(ids, expected);
+    let [Database::Server(owned), Database::Server(shared), Database::Server(remote)] = servers[..] else {
+        panic!("{servers:?}")
+    };
+    assert_eq!(owned.access.option_file, Some("/etc/mysql/debian.cnf".into()));
+    assert_eq!(owned.service.as_ref().map(|s| s.stop.run.as_str()), Some("systemctl stop mariadb"));
+    assert_eq!((shared.access.user.as_deref(), shared.service.is_none()), (Some("root"), true));
+    assert!(remote.end_blocking_queries && remote.access.tls_ca.is_some());
 }
 
 #[test]

@@ -332,6 +332,37 @@ mod tests {
     }
 
     #[test]
+    fn a_server_is_let_go_before_its_lock_is_proven() {
+        let bench = Bench::new();
+        let world = bench.world.clone();
+        let mut held = Held::nothing(&world, Duration::from_secs(2));
+        for class in [HoldClass::FinalLock, HoldClass::ProcessFreezer, HoldClass::ServerFreezer] {
+            held.freeze(&mut bench.hold(class, 1, 1, true)).unwrap();
+        }
+        let proofs = held.prove().unwrap();
+        assert_eq!(proofs.len(), 3);
+        assert_eq!(bench.let_go(), [HoldClass::ServerFreezer], "the others are still held");
+        let released = held.thaw();
+        assert_eq!(released.stalls.per_hold.len(), 3);
+        let order = [HoldClass::ServerFreezer, HoldClass::ProcessFreezer, HoldClass::FinalLock];
+        assert_eq!(bench.let_go(), order);
+    }
+
+    #[test]
+    fn a_server_that_stays_stopped_ends_the_cut_loudly() {
+        let bench = Bench::new();
+        let world = bench.world.clone();
+        let mut held = Held::nothing(&world, Duration::from_secs(2));
+        held.freeze(&mut bench.hold(HoldClass::FinalLock, 1, 1, true)).unwrap();
+        held.freeze(&mut bench.hold(HoldClass::ServerFreezer, 1, 1, false)).unwrap();
+        let failure = held.prove().unwrap_err();
+        assert!(!failure.is_transient(), "{failure}");
+        let released = held.thaw();
+        assert!(released.still_held[0].to_string().contains("WRITERS MAY STILL BE HELD by ServerFreezer"));
+        assert_eq!(bench.let_go(), [HoldClass::ServerFreezer, HoldClass::FinalLock]);
+    }
+
+    #[test]
     fn a_freeze_that_fails_is_measured_too() {
         let bench = Bench::new();
         let world = bench.world.clone();
