@@ -1,0 +1,142 @@
+//! Volume groups, logical volumes with filesystems, and what is left of them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+pub const MIB: u64 = 1 << 20;
+
+/// Runs a program that has to succeed; what it printed.
+pub fn output(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(args)
+        .env("LVM_SUPPRESS_FD_WARNINGS", "1")
+        .output()
+        .unwrap_or_else(|e| panic!("{program}: {e}"));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {args:?}: {error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A volume group on empty disks. Gone at the end, with all that is in it.
+pub struct Group {
+    pub name: String,
+}
+
+impl Group {
+    /// A new volume group with another name than any before.
+    pub fn new(disks: &[&str]) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("group-{}", NEXT.fetch_add(1, Ordering::SeqCst));
+        output("vgcreate", &[&["-q", &name], disks].concat());
+        Self { name }
+    }
+
+    /// The logical volumes of the group, without the hidden ones.
+    pub fn volumes(&self) -> Vec<String> {
+        let report = output("lvs", &["--noheadings", "-o", "lv_name", &self.name]);
+        report.lines().map(|line| line.trim().to_owned()).collect()
+    }
+
+    /// Those that we made.
+    pub fn snapshots(&self) -> Vec<String> {
+        self.volumes().into_iter().filter(|name| name.starts_with("stillpoint-")).collect()
+    }
+
+    /// Leaves only so much free.
+    pub fn leave_free(&self, mebibytes: u64) {
+        let report =
+            output("vgs", &["--noheadings", "--units", "m", "--nosuffix", "-o", "vg_free", &self.name]);
+        let free = report.trim().split('.').next().unwrap().parse::<u64>().unwrap();
+        let size = format!("{}m", free - mebibytes);
+        output("lvcreate", &["-q", "-an", "-Zn", "-L", &size, "-n", "filler", &self.name]);
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for point in ours_mounted() {
+            let _ = Command::new("umount").arg("-l").arg(point).status();
+        }
+        let removed = Command::new("vgremove").args(["-q", "-ff", "-y", &self.name]).output().unwrap();
+        let error = String::from_utf8_lossy(&removed.stderr);
+        assert!(removed.status.success() || std::thread::panicking(), "{}: {error}", self.name);
+    }
+}
+
+/// Mount points that we made, anywhere.
+pub fn ours_mounted() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let points = mounts.lines().map(|line| PathBuf::from(line.split(' ').nth(1).unwrap()));
+    points.filter(|point| point.to_string_lossy().contains(".stillpoint-")).collect()
+}
+
+/// The line of `/proc/self/mounts` of a mount point.
+pub fn mount_line(point: &Path) -> String {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mut lines = mounts.lines().filter(|line| line.split(' ').nth(1) == point.to_str());
+    lines.next_back().unwrap_or_else(|| panic!("{} is not mounted", point.display())).to_owned()
+}
+
+/// How a logical volume is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Make {
+    Classic,
+    /// In a new thin pool of so many MiB.
+    Thin(u64),
+}
+
+/// A mounted logical volume.
+pub struct Volume {
+    pub group: String,
+    pub name: String,
+    pub filesystem: &'static str,
+    dir: tempfile::TempDir,
+}
+
+impl Volume {
+    pub fn new(group: &Group, name: &str, make: Make, mebibytes: u64, filesystem: &'static str) -> Self {
+        let size = format!("{mebibytes}m");
+        match make {
+            Make::Classic => {
+                output("lvcreate", &["-q", "-y", "-Wy", "-L", &size, "-n", name, &group.name]);
+            }
+            Make::Thin(pool) => {
+                let (full, pool) = (format!("{}/{name}-pool", group.name), format!("{pool}m"));
+                output("lvcreate", &["-q", "-y", "-L", &pool, "-T", &full]);
+                output("lvcreate", &["-q", "-y", "-V", &size, "-T", &full, "-n", name]);
+            }
+        }
+        let device = format!("/dev/{}/{name}", group.name);
+        let mkfs = if filesystem == "xfs" { vec!["-q", "-f"] } else { vec!["-q", "-F"] };
+        output(&format!("mkfs.{filesystem}"), &[&mkfs[..], &[&device]].concat());
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Self { group: group.name.clone(), name: name.to_owned(), filesystem, dir };
+        fs::create_dir(volume.path()).unwrap();
+        output("mount", &[&device, volume.path().to_str().unwrap()]);
+        volume
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("volume")
+    }
+
+    /// A directory in it.
+    pub fn root(&self) -> PathBuf {
+        let root = self.path().join("root");
+        fs::create_dir_all(&root).unwrap();
+        root
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(self.path()).output().unwrap();
+        let error = String::from_utf8_lossy(&unmounted.stderr);
+        assert!(unmounted.status.success() || std::thread::panicking(), "{}: {error}", self.name);
+    }
+}
