@@ -3,4 +3,5 @@
 //! Crash story: each module tells its own.
 
 pub mod fs;
+pub mod server;
 pub mod sqlite;
