@@ -18,6 +18,7 @@
 //! journalled before and put back by the watchdog ([`undo_main`]).
 
 mod connect;
+pub mod dump;
 mod error;
 mod lock;
 pub mod open;

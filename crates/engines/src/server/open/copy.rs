@@ -1,0 +1,160 @@
+//! A copy of a server's files, and where each of its directories lies.
+//!
+//! Crash story: reads only.
+
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Component, Path, PathBuf},
+};
+
+use model::{
+    pathtext,
+    port::{Failure, FailureKind},
+    server::{RootRole, ServerForm, ServerRecord, ServerRoot},
+};
+
+/// Files of a server that lie below a directory, each under its original absolute path: as a restore writes them.
+#[derive(Debug, Clone)]
+pub struct ServerCopy {
+    base: PathBuf,
+    record: ServerRecord,
+}
+
+impl ServerCopy {
+    /// The copy of this record below `base`.
+    ///
+    /// # Errors
+    /// [`FailureKind::Refused`] for a dump, which has no files to open, and if a directory is not there.
+    pub fn new(base: impl Into<PathBuf>, record: ServerRecord) -> Result<Self, Failure> {
+        let base: PathBuf = base.into();
+        let base = base.canonicalize().map_err(|e| cannot("looked at", &base, e))?;
+        let copy = Self { base, record };
+        if copy.record.form == ServerForm::Dump || copy.record.roots.is_empty() {
+            let what = format!("{} is stored as a dump, which has no files to open", copy.record.source);
+            return Err(Failure::new(FailureKind::Refused, what, "load it into a server"));
+        }
+        for root in &copy.record.roots {
+            let place = copy.below(&root.path);
+            place.symlink_metadata().map_err(|e| cannot("opened as a part of the copy", &place, e))?;
+        }
+        Ok(copy)
+    }
+
+    /// Its record.
+    #[must_use]
+    pub fn record(&self) -> &ServerRecord {
+        &self.record
+    }
+
+    /// The directory that it lies below.
+    #[must_use]
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// Where an original path lies in the copy.
+    #[must_use]
+    pub fn below(&self, original: &Path) -> PathBuf {
+        self.base.join(original.strip_prefix("/").unwrap_or(original))
+    }
+
+    /// Its directories, each before those inside it.
+    #[must_use]
+    pub fn roots(&self) -> Vec<&ServerRoot> {
+        let mut roots: Vec<&ServerRoot> = self.record.roots.iter().collect();
+        roots.sort_by(|a, b| a.path.components().cmp(b.path.components()));
+        roots
+    }
+
+    /// The original data directory.
+    ///
+    /// # Errors
+    /// If the record has none.
+    pub fn data(&self) -> Result<&Path, Failure> {
+        let data = self.record.roots.iter().find(|root| root.role == RootRole::Data);
+        data.map(|root| root.path.as_path()).ok_or_else(|| {
+            let what = format!("the record of {} names no data directory", self.record.source);
+            Failure::new(FailureKind::Damaged, what, "use another backup")
+        })
+    }
+
+    /// Whose the data directory is.
+    ///
+    /// # Errors
+    /// If it cannot be looked at.
+    pub fn owner(&self) -> Result<(u32, u32), Failure> {
+        let data = self.below(self.data()?);
+        let found = data.metadata().map_err(|e| cannot("looked at", &data, e))?;
+        Ok((found.uid(), found.gid()))
+    }
+
+    /// Where the copy lies: everything below [`ServerCopy::base`].
+    #[must_use]
+    pub fn placement(&self) -> Placement {
+        Placement(self.roots().into_iter().map(|root| (root.path.clone(), self.below(&root.path))).collect())
+    }
+}
+
+/// Where each original directory of a server is to be found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Placement(pub Vec<(PathBuf, PathBuf)>);
+
+impl Placement {
+    /// Where an original absolute path is to be found; `None` if it lies outside of everything that was stored.
+    #[must_use]
+    pub fn at(&self, original: &Path) -> Option<PathBuf> {
+        let original = plain(original);
+        let inside = |(root, _): &&(PathBuf, PathBuf)| original.starts_with(root);
+        let (root, place) = self.0.iter().filter(inside).max_by_key(|(root, _)| root.components().count())?;
+        let rest = original.strip_prefix(root).ok()?;
+        Some(if rest.as_os_str().is_empty() { place.clone() } else { place.join(rest) })
+    }
+
+    /// Where a path that already leads into the copy came from.
+    #[must_use]
+    pub fn is_placed(&self, path: &Path) -> bool {
+        let path = plain(path);
+        self.0.iter().any(|(_, place)| path.starts_with(place))
+    }
+}
+
+/// The path without `.` and `..`, by its text alone.
+pub(super) fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            Component::CurDir => {}
+            part => plain.push(part),
+        }
+    }
+    plain
+}
+
+pub(super) fn cannot(done: &str, path: &Path, error: std::io::Error) -> Failure {
+    let kind = if os::staging::is_no_space(&error) { FailureKind::NoSpace } else { FailureKind::Other };
+    Failure::new(kind, format!("{} cannot be {done}", pathtext::show(path)), "").because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::Placement;
+
+    #[test]
+    fn paths_are_found_in_the_innermost_directory() {
+        let placement = Placement(vec![
+            (PathBuf::from("/var/lib/mysql"), PathBuf::from("/copy/a")),
+            (PathBuf::from("/var/lib/mysql/redo"), PathBuf::from("/copy/b")),
+        ]);
+        let at = |path: &str| placement.at(Path::new(path));
+        assert_eq!(at("/var/lib/mysql"), Some("/copy/a".into()));
+        assert_eq!(at("/var/lib/mysql/d/t.ibd"), Some("/copy/a/d/t.ibd".into()));
+        assert_eq!(at("/var/lib/mysql/redo/ib_logfile0"), Some("/copy/b/ib_logfile0".into()));
+        assert_eq!(at("/var/lib/mysql/../other/t.ibd"), None);
+        assert_eq!(at("/var/lib/mysql2/t.ibd"), None);
+    }
+}

@@ -1,0 +1,143 @@
+//! Where the fenced server sees the copy, and the command that shows it that way.
+//!
+//! Crash story: mounts are made in a mount namespace of the server's own and go with it. Nothing is made outside of
+//! it but empty directories in the server's own, journalled one.
+
+use std::path::{Path, PathBuf};
+
+use model::{
+    pathtext,
+    port::{Failure, FailureKind},
+    server::RootRole,
+};
+use os::command::Command;
+
+use super::{
+    copy::{Placement, ServerCopy, cannot},
+    links::tablespaces,
+    program::Program,
+};
+
+/// Binds pairs of directories, then becomes the server. In a namespace of its own nobody else sees the mounts.
+const BIND: &str = "while [ \"$1\" != -- ]; do mount --bind \"$1\" \"$2\" || exit 97; shift 2; done; \
+                    shift; exec \"$@\"";
+
+/// How the server is shown the copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct View {
+    /// Where it sees each original directory.
+    pub placement: Placement,
+    /// What is bound over what, in order.
+    binds: Vec<(PathBuf, PathBuf)>,
+}
+
+impl View {
+    /// As root: each directory of the copy over the original one, or in `run` where that does not exist here. Else
+    /// where the copy lies, if that is safe.
+    ///
+    /// # Errors
+    /// [`FailureKind::Refused`] if it is not safe; says why and what to do.
+    pub fn of(copy: &ServerCopy, run: &Path) -> Result<Self, Failure> {
+        let external = external_tablespace(copy)?;
+        if !rustix::process::geteuid().is_root() {
+            return match external {
+                None => Ok(Self { placement: copy.placement(), binds: Vec::new() }),
+                Some(path) => Err(needs_root(&path)),
+            };
+        }
+        let mut view = Self { placement: Placement::default(), binds: Vec::new() };
+        for (number, root) in copy.roots().into_iter().enumerate() {
+            let from = copy.below(&root.path);
+            if copy.base().starts_with(&root.path) {
+                return Err(inside(copy.base(), &root.path));
+            }
+            let is_dir = from.is_dir();
+            let to = match root.path.canonicalize() {
+                Ok(real) if real == root.path && real.is_dir() == is_dir => real,
+                _ => mount_point(&run.join(format!("root-{number}")), is_dir)?,
+            };
+            view.binds.push((from, to.clone()));
+            view.placement.0.push((root.path.clone(), to));
+        }
+        if let Some(path) = external
+            && view.placement.at(&path).as_deref() != Some(path.as_path())
+        {
+            return Err(no_mount_point(&path));
+        }
+        Ok(view)
+    }
+
+    /// A new data directory, which as root is shown to the server in `run`, since only we can enter those above it.
+    ///
+    /// # Errors
+    /// If no mount point can be made.
+    pub fn of_new(data: &Path, run: &Path) -> Result<Self, Failure> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(Self { placement: Placement::default(), binds: Vec::new() });
+        }
+        let to = mount_point(&run.join("root-0"), true)?;
+        Ok(Self {
+            placement: Placement(vec![(data.to_owned(), to.clone())]),
+            binds: vec![(data.to_owned(), to)],
+        })
+    }
+
+    /// Where the server sees this directory.
+    pub fn data(&self, data: &Path) -> PathBuf {
+        self.placement.at(data).unwrap_or_else(|| data.to_owned())
+    }
+
+    /// The command that runs the server with these arguments and this view.
+    pub fn command(&self, program: &Program, arguments: &[String]) -> Command {
+        if self.binds.is_empty() {
+            return Command::tool(&program.path).args(arguments);
+        }
+        let alone = Command::tool("unshare").args(["--mount", "--propagation", "private", "--"]);
+        let mut command = alone.args(["/bin/sh", "-c", BIND, "sh"]);
+        for (from, to) in &self.binds {
+            command = command.arg(from).arg(to);
+        }
+        command.arg("--").arg(&program.path).args(arguments)
+    }
+}
+
+/// The first path outside of the data directory at which InnoDB has a tablespace. Its redo log names it, and
+/// recovery opens it by that name.
+fn external_tablespace(copy: &ServerCopy) -> Result<Option<PathBuf>, Failure> {
+    let mut found = Vec::new();
+    for root in copy.roots().into_iter().filter(|root| root.role != RootRole::Keyring) {
+        found.extend(tablespaces(&copy.below(&root.path))?);
+    }
+    Ok(found.into_iter().next())
+}
+
+fn mount_point(path: &Path, is_dir: bool) -> Result<PathBuf, Failure> {
+    let made = if is_dir { std::fs::create_dir(path) } else { std::fs::write(path, "") };
+    made.map_err(|e| cannot("made", path, e))?;
+    Ok(path.to_owned())
+}
+
+fn needs_root(path: &Path) -> Failure {
+    let what = format!(
+        "the copy has a tablespace outside of the data directory, {}, which crash recovery opens by that name: it \
+         would change the original",
+        pathtext::show(path)
+    );
+    Failure::new(FailureKind::Refused, what, "run it as root, which can hide the original from the copy")
+}
+
+fn no_mount_point(path: &Path) -> Failure {
+    let what = format!(
+        "the copy has a tablespace outside of the data directory, {}, which crash recovery opens by that name, but \
+         its directory does not exist here",
+        pathtext::show(path)
+    );
+    let remedy = "make that directory, empty, so that the copy's can be shown to the server in its place";
+    Failure::new(FailureKind::Refused, what, remedy)
+}
+
+fn inside(base: &Path, root: &Path) -> Failure {
+    let what =
+        format!("the copy in {} lies inside the original {}", pathtext::show(base), pathtext::show(root));
+    Failure::new(FailureKind::Refused, what, "put it somewhere else")
+}
