@@ -68,6 +68,8 @@ struct FiemapHead([u64; 4]);
 const FS_IOC_FIEMAP: Opcode = opcode::read_write::<FiemapHead>(b'f', 11);
 /// Write the file's dirty pages before mapping it.
 const FIEMAP_FLAG_SYNC: u32 = 1;
+/// No filesystem of Linux has larger blocks.
+const LARGEST_BLOCK: u64 = 64 << 10;
 /// The last extent of the file.
 const FIEMAP_EXTENT_LAST: u32 = 1;
 /// UNKNOWN, DELALLOC, ENCODED, DATA_ENCRYPTED, NOT_ALIGNED, DATA_INLINE, DATA_TAIL, UNWRITTEN: an equal
@@ -94,11 +96,24 @@ pub fn clone_range(src: &File, dst: &File, range: Range<u64>) -> io::Result<()> 
         // A length of 0 would mean everything from here on.
         return Ok(());
     }
+    clone_from(src, dst, range.start, range.end - range.start)
+}
+
+/// Makes `dst` share everything of `src` from `start` on, up to the end that `src` has at that moment.
+/// `start` is at a block boundary and before the end.
+///
+/// # Errors
+/// As [`clone_range`].
+pub fn clone_rest(src: &File, dst: &File, start: u64) -> io::Result<()> {
+    clone_from(src, dst, start, 0)
+}
+
+fn clone_from(src: &File, dst: &File, start: u64, length: u64) -> io::Result<()> {
     let request = CloneRange {
         source_fd: i64::from(src.as_raw_fd()),
-        source_offset: range.start,
-        source_length: range.end - range.start,
-        target_offset: range.start,
+        source_offset: start,
+        source_length: length,
+        target_offset: start,
     };
     // SAFETY: FICLONERANGE reads a `struct file_clone_range`, whose layout `CloneRange` has; the descriptor in
     // it is open for the whole call because `src` is borrowed.
@@ -162,6 +177,18 @@ fn any_file(dir: &Path) -> io::Result<Option<File>> {
     Ok(None)
 }
 
+/// Whether a file lies on XFS, which skips what is shared already when a file is cloned over an older clone of it:
+/// `xfs_reflink_remap_extent`, since Linux 5.9. So that costs a walk along the extents and no look at what else
+/// shares them, which is what `FIEMAP` spends its time on there.
+///
+/// # Errors
+/// What the filesystem says.
+pub fn skips_what_is_shared(file: &File) -> io::Result<bool> {
+    /// `XFS_SUPER_MAGIC`, linux/magic.h.
+    const XFS: u64 = 0x5846_5342;
+    Ok(rustix::fs::fstatfs(file)?.f_type as u64 == XFS)
+}
+
 /// How many extents a file has, or `None` where the filesystem does not tell. Dirty pages are not written
 /// first, so a file that is being written may have a few more or less.
 ///
@@ -176,27 +203,67 @@ pub fn extent_count(file: &File) -> io::Result<Option<u64>> {
     }
 }
 
-/// The byte ranges of `live` that may differ from `clone`, ordered, apart, and beginning at block boundaries;
-/// they end at block boundaries or at the end of `live`. What is not in them is equal. Both files must have
-/// the same length and `live` must not be written meanwhile. Ranges whose address says nothing about their
-/// bytes (compressed, inline, delayed or unwritten extents) count as different.
+/// Where a file's extents lay at some moment.
 ///
-/// # Errors
-/// `EOPNOTSUPP` where the filesystem has no extent maps; [`io::ErrorKind::InvalidInput`] for lengths that
-/// differ; [`io::ErrorKind::Interrupted`] if the filesystem was moving extents about: clone the whole file.
-pub fn differing_ranges(live: &File, clone: &File) -> io::Result<Vec<Range<u64>>> {
-    let length = live.metadata()?.len();
-    if clone.metadata()?.len() != length {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the files have different lengths"));
+/// Two files with the same address at the same place share the bytes there. To tell where a live file differs from
+/// a clone of it: take the clone's map, then the live file's ([`Map::differing_from`]), and then the clone's again
+/// ([`Map::holds_outside`]). An address that the clone gave up in between might have been given to the live file;
+/// if the clone still has the same addresses afterwards, it had them all the time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Map {
+    extents: Vec<Extent>,
+    length: u64,
+}
+
+impl Map {
+    /// The map of a file as it is now, its dirty pages written first.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where the filesystem has no extent maps.
+    pub fn of(file: &File) -> io::Result<Self> {
+        Ok(Self { extents: extents(file)?, length: file.metadata()?.len() })
     }
-    // An address that the clone gave up after it was mapped might have been given to the live file. If the
-    // clone still has the same addresses after the live file was mapped, it had them all the time.
-    let before = extents(clone)?;
-    let now = extents(live)?;
-    if extents(clone)? != before {
-        return Err(io::Error::new(io::ErrorKind::Interrupted, "extents are being moved"));
+
+    /// How many extents there are, those that go on as one counted once.
+    #[must_use]
+    pub fn extents(&self) -> usize {
+        self.extents.len()
     }
-    Ok(compare::differing(&now, &before, length))
+
+    /// The byte ranges where this file may differ from `other`, ordered, apart, and beginning at block boundaries;
+    /// they end at block boundaries or at the end of the file. What is not in them is equal, if `other` still has
+    /// its map. Ranges whose address says nothing about their bytes (compressed, inline, delayed or unwritten
+    /// extents) count as different, and so does everything beyond the end of the shorter one.
+    #[must_use]
+    pub fn differing_from(&self, other: &Self) -> Vec<Range<u64>> {
+        let both = if self.length == other.length {
+            self.length
+        } else {
+            self.length.min(other.length) / LARGEST_BLOCK * LARGEST_BLOCK
+        };
+        let mut ranges = compare::differing(&self.extents, &other.extents, both);
+        if both < self.length {
+            match ranges.last_mut() {
+                Some(last) if last.end == both => last.end = self.length,
+                _ => ranges.push(both..self.length),
+            }
+        }
+        ranges
+    }
+
+    /// Whether a later map of the same file shows the same addresses everywhere but in these ranges, which are
+    /// those of [`Self::differing_from`] with this as the other map.
+    #[must_use]
+    pub fn holds_outside(&self, ranges: &[Range<u64>], later: &Self) -> bool {
+        // What is doubtful counts as different here too, but is among the ranges: nobody trusted it.
+        let both = self.length.min(later.length);
+        let moved = compare::differing(&self.extents, &later.extents, both);
+        let is_among = |moved: &Range<u64>| {
+            let before = ranges.partition_point(|range| range.end <= moved.start);
+            ranges.get(before).is_some_and(|range| range.start <= moved.start && moved.end <= range.end)
+        };
+        moved.iter().all(is_among)
+    }
 }
 
 /// All extents of a file, its dirty pages written first.

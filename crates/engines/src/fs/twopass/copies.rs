@@ -83,6 +83,14 @@ impl Maps {
     }
 }
 
+/// A clone that may be there already.
+struct Older {
+    number: u32,
+    is_there: bool,
+    /// Its map, as of the last time that it was brought up to date.
+    known: Option<Map>,
+}
+
 /// Why a file could not be brought in.
 #[derive(Debug)]
 pub(super) enum Untaken {
@@ -173,8 +181,8 @@ impl Copies {
             }
             Way::Clone if before.size.0 < WORTH_COMPARING => clone_whole(&source, &target)?,
             Way::Clone => {
-                let older = old.map(|_| known);
-                self.clone_compared(&source, &target, number, older, before.size, when)?;
+                let older = Older { number, is_there: old.is_some(), known };
+                self.clone_compared(&source, &target, older, before.size, when)?;
             }
             Way::Copy => copy_data(&source, &target, before.size, when.late)?,
         }
@@ -183,44 +191,37 @@ impl Copies {
         Ok(Taken { number, stamp: after, whole: before == after && bytes == after.size, bytes })
     }
 
-    /// Clones what differs from an older clone, if there is one, and its map if that is known; everything, where
-    /// that cannot be told.
+    /// Clones what differs from an older clone, if there is one; everything, where that cannot be told.
     fn clone_compared(
         &self,
         source: &File,
         target: &File,
-        number: u32,
-        older: Option<Option<Map>>,
+        older: Older,
         size: Bytes,
         when: When<'_>,
     ) -> Result<(), Untaken> {
-        let updated = match older {
-            None => Err(io::ErrorKind::NotFound.into()),
-            Some(Some(known)) if when.frozen => {
-                update_clone(source, target, &known, size).map(|ranges| {
-                    self.maps().unproven.insert(number, (known, ranges));
-                })
+        let number = older.number;
+        let updated = match older.known {
+            Some(known) if when.frozen => update_clone(source, target, &known, size).map(|ranges| {
+                self.maps().unproven.insert(number, (known, ranges));
+            }),
+            _ if older.is_there => {
+                update_and_prove(source, target, size).map(|map| self.maps().keep(number, map))
             }
-            Some(_) => update_and_prove(source, target, size).map(|map| self.keep(number, map, when)),
+            _ => Err(io::ErrorKind::NotFound.into()),
         };
         match updated {
-            Ok(()) => Ok(()),
-            Err(error) if is_no_space(&error) => Err(Untaken::Staging(error)),
-            Err(error) => {
-                tracing::debug!(%error, "extents are not compared: the whole file is cloned");
-                clone_whole(source, target)?;
-                if !when.frozen && let Ok(map) = Map::of(target) {
-                    self.keep(number, map, when);
-                }
-                Ok(())
-            }
+            Ok(()) => return Ok(()),
+            Err(error) if is_no_space(&error) => return Err(Untaken::Staging(error)),
+            Err(error) => tracing::debug!(%error, "extents are not compared: the whole file is cloned"),
         }
-    }
-
-    fn keep(&self, number: u32, map: Map, when: When<'_>) {
-        if !when.frozen {
+        clone_whole(source, target)?;
+        if !when.frozen
+            && let Ok(map) = Map::of(target)
+        {
             self.maps().keep(number, map);
         }
+        Ok(())
     }
 
     /// The copies of which it cannot be shown that they are what was pinned: the filesystem moved their extents
@@ -248,12 +249,15 @@ impl Copies {
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = self.path_of(number);
-        if number.is_multiple_of(PER_DIRECTORY)
-            && let Some(parent) = path.parent()
-        {
-            std::fs::create_dir(parent)?;
+        options.create_new(true).mode(0o600);
+        match (options.open(&path), path.parent()) {
+            // The first of its directory, or another thread is about to make that.
+            (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(parent)?;
+                Ok((number, options.open(path)?))
+            }
+            (opened, _) => Ok((number, opened?)),
         }
-        Ok((number, options.create_new(true).mode(0o600).open(path)?))
     }
 }
 
@@ -331,15 +335,14 @@ fn clone_over(source: &File, target: &File, size: Bytes, when: When<'_>) -> Resu
 
 /// Clones again what differs from an older clone, of which this is the map; says what that was.
 fn update_clone(source: &File, target: &File, known: &Map, size: Bytes) -> io::Result<Vec<Range<u64>>> {
+    let ranges = Map::of(source)?.differing_from(known);
     target.set_len(size.0)?;
-    let ranges = Map::of(source)?.differing_from(known)?;
     ranges.iter().try_for_each(|range| clone_range(source, target, range.clone()))?;
     Ok(ranges)
 }
 
 /// The same, of a clone whose map is not known, and makes sure of it; hands over the map that it has then.
 fn update_and_prove(source: &File, target: &File, size: Bytes) -> io::Result<Map> {
-    target.set_len(size.0)?;
     let before = Map::of(target)?;
     let ranges = update_clone(source, target, &before, size)?;
     let after = Map::of(target)?;
@@ -361,7 +364,12 @@ fn untaken(error: io::Error) -> Untaken {
 }
 
 /// Copies what is data; holes stay holes.
-fn copy_data(source: &File, target: &File, size: Bytes, late: &(dyn Fn() -> bool + Sync)) -> Result<(), Untaken> {
+fn copy_data(
+    source: &File,
+    target: &File,
+    size: Bytes,
+    late: &(dyn Fn() -> bool + Sync),
+) -> Result<(), Untaken> {
     let has_holes = source.metadata().map_err(Untaken::Unreadable)?.blocks() * 512 < size.0;
     if has_holes {
         target.set_len(0).map_err(Untaken::Staging)?;

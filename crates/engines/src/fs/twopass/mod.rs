@@ -22,6 +22,7 @@ mod pin;
 mod small;
 mod stage;
 mod table;
+mod together;
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
@@ -242,16 +243,23 @@ impl TreePinner {
     ) -> Result<Difference, Failure> {
         let mut difference = Difference::default();
         let mut round = Round::new(self, copies, started, None);
-        for entry in census.unmarked_files().into_iter().filter_map(|spot| census.entry(spot)) {
-            let stamp = entry.meta.stamp();
-            if round.pinner.table.trusted(&entry.path, &stamp).is_some() {
+        let entries: Vec<Entry> =
+            census.unmarked_files().into_iter().filter_map(|spot| census.entry(spot)).collect();
+        let is_new = |entry: &&Entry| round.pinner.table.trusted(&entry.path, &entry.meta.stamp()).is_none();
+        let changed: Vec<&Entry> = entries.iter().filter(is_new).collect();
+        let cloned = round.clone_together(&changed)?;
+        for (entry, taken) in changed.into_iter().zip(cloned) {
+            if let Some(taken) = taken {
+                difference.files += 1;
+                difference.bytes = difference.bytes + taken.bytes;
                 continue;
             }
-            let way = if round.pinner.clones(&entry) { Way::Clone } else { Way::Copy };
+            let stamp = entry.meta.stamp();
+            let way = if round.pinner.clones(entry) { Way::Clone } else { Way::Copy };
             // What is copied before it has settled would be copied again under the freeze all the same.
             let worth = stamp.is_settled_at(started) && round.pinner.has_room_for(stamp.size);
             if (way == Way::Clone || worth)
-                && let Outcome::Taken(bytes) = round.take_unlocked(&entry, way)?
+                && let Outcome::Taken(bytes) = round.take_unlocked(entry, way)?
             {
                 if way == Way::Copy {
                     round.pinner.copied = round.pinner.copied + bytes;
@@ -303,9 +311,10 @@ impl Pinner for TreePinner {
         self.refuse_while_pinned(&copies)?;
         self.with_census(|pinner, census| {
             let look = pinner.unlocked_look(census)?;
+            // Before the files are brought in: the freeze shall come soon after that.
+            pinner.suspects.look(census)?;
             let difference = pinner.shrink(census, look.started, &copies)?;
             pinner.mark(census);
-            pinner.suspects.look(census)?;
             Ok(difference)
         })
     }

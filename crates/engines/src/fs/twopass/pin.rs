@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -14,6 +14,7 @@ use model::{
     entry::{Body, Entry, Harvest, Kind},
     id::SourceId,
     port::{Clock, Failure, Pin, Progress, Stage},
+    problem::Problem,
     time::Deadline,
     verdict::Stillness,
 };
@@ -81,6 +82,9 @@ impl Pin for TreePin {
             },
         );
         self.distrust(&mut entries);
+        let unproven = self.copies.unproven();
+        let moved = entries.iter().filter(|e| matches!(&e.body, Body::At(path) if unproven.contains(path)));
+        brought.problems.extend(moved.map(|entry| moved_about(&entry.path)));
         entries.extend(way(&self.look.resolved));
         let mut problems = self.census.problems();
         problems.append(&mut self.look.problems);
@@ -125,6 +129,14 @@ impl Drop for TreePin {
             tracing::warn!(source = %self.source, failure = failure.in_full(), "a pin is left behind");
         }
     }
+}
+
+fn moved_about(path: &Path) -> Problem {
+    Problem::missing(
+        path,
+        "the filesystem moved its extents about while it was pinned: what is stored may be a mixture of its states",
+        "let no balance or defragmentation run beside a backup, and make another one",
+    )
 }
 
 /// Links on the way to the root and the directories above, each once.

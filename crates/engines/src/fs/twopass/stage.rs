@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use jiff::Timestamp;
@@ -26,9 +27,10 @@ use os::{
 
 use super::{
     TreePinner,
-    copies::{Copies, Taken, Untaken, Way},
+    copies::{Copies, Taken, Untaken, Way, When},
     small::read_small,
     table::{Place, Seen},
+    together::{Job, clone_all},
 };
 
 /// How often a file that changes under the freeze is tried.
@@ -107,20 +109,18 @@ impl<'a> Round<'a> {
             }
         }
         self.leave_the_largest(&mut todo, &mut brought);
-        let (until, clock) = (self.until, &*self.pinner.clock);
-        let late = || until.is_some_and(|until| until.has_passed(clock.moment()));
-        let mut small = read_small(&todo, &late);
+        self.take_small(&mut todo, &mut brought);
+        self.take_clones(&mut todo, &mut brought)?;
         let mut todo = todo.into_iter();
         while let Some((spot, mut entry)) = todo.next() {
-            if let Some(bytes) = small.remove(&spot) {
-                entry.body = Body::Inline(bytes);
-                brought.files.insert(spot, Some(entry));
-                continue;
-            }
             let settled = if self.is_late() { Err(Untaken::TooLate) } else { self.settle(&mut entry) };
             let (kept, problem) = match settled {
                 Ok(problem) => (Some(entry), problem),
-                Err(Untaken::TooLate) => return Err(self.too_late(&entry, todo.as_slice())),
+                Err(Untaken::TooLate) => {
+                    let left: Vec<&Entry> =
+                        std::iter::once(&entry).chain(todo.as_slice().iter().map(|(_, e)| e)).collect();
+                    return Err(self.too_late(&left));
+                }
                 Err(Untaken::Staging(error)) => return Err(self.staging_failure(&error)),
                 Err(Untaken::Vanished) => (None, Some(vanished(&entry.path))),
                 Err(Untaken::Unreadable(error) | Untaken::CannotClone(error)) => {
@@ -131,6 +131,93 @@ impl<'a> Round<'a> {
             brought.problems.extend(problem);
         }
         Ok(brought)
+    }
+
+    /// Takes out what could be read into memory.
+    fn take_small(&self, todo: &mut Vec<(Spot, Entry)>, brought: &mut Brought) {
+        let (until, clock) = (self.until, Arc::clone(&self.pinner.clock));
+        let late = move || until.is_some_and(|until| until.has_passed(clock.moment()));
+        let mut small = read_small(todo, &late);
+        todo.retain(|(spot, entry)| {
+            let Some(bytes) = small.remove(spot) else { return true };
+            let entry = Entry { body: Body::Inline(bytes), ..entry.clone() };
+            brought.files.insert(*spot, Some(entry));
+            false
+        });
+    }
+
+    /// Takes out what could be cloned just as the look saw it.
+    fn take_clones(&mut self, todo: &mut Vec<(Spot, Entry)>, brought: &mut Brought) -> Result<(), Failure> {
+        let entries: Vec<&Entry> = todo.iter().map(|(_, entry)| entry).collect();
+        let taken = self.clone_together(&entries)?;
+        let mut taken = taken.into_iter();
+        let is_as_seen = |(_, entry): &mut (Spot, Entry)| {
+            let taken =
+                taken.next().flatten().filter(|taken| taken.whole && taken.stamp == entry.meta.stamp());
+            let Some(taken) = taken else { return false };
+            entry.body = Body::At(self.copies.path_of(taken.number));
+            true
+        };
+        let done: Vec<(Spot, Entry)> = todo.extract_if(.., is_as_seen).collect();
+        brought.files.extend(done.into_iter().map(|(spot, entry)| (spot, Some(entry))));
+        Ok(())
+    }
+
+    /// Clones, by all processors, those of these files that have one name and can be cloned; what became of each,
+    /// in their order. Nothing is said of the others, and of those where something went wrong: they are for the
+    /// ordinary way, which tells.
+    ///
+    /// # Errors
+    /// If the staging directory is the trouble, or it got late.
+    pub(super) fn clone_together(&mut self, entries: &[&Entry]) -> Result<Vec<Option<Taken>>, Failure> {
+        let places: Vec<usize> = (0..entries.len())
+            .filter(|at| entries.get(*at).is_some_and(|e| e.meta.links <= 1 && self.pinner.clones(e)))
+            .collect();
+        let chosen = || places.iter().filter_map(|at| entries.get(*at).copied());
+        let job = |entry: &Entry| Job {
+            path: entry.path.clone(),
+            size: entry.meta.size,
+            old: self.own_copy(entry),
+        };
+        let jobs: Vec<Job> = chosen().map(job).collect();
+        let (until, clock) = (self.until, Arc::clone(&self.pinner.clock));
+        let late = move || until.is_some_and(|until| until.has_passed(clock.moment()));
+        let results = clone_all(self.copies, &jobs, When { frozen: until.is_some(), late: &late });
+        let mut all = vec![None; entries.len()];
+        let mut too_late = results.iter().any(Option::is_none);
+        let mut failure = None;
+        for (((at, entry), job), result) in places.iter().zip(chosen()).zip(&jobs).zip(results) {
+            let Some(result) = result else { continue };
+            match result {
+                Ok(taken) => {
+                    self.remember(entry, taken, true);
+                    if let Some(place) = all.get_mut(*at) {
+                        *place = Some(taken);
+                    }
+                }
+                Err(Untaken::TooLate) => {
+                    self.remember_half_done(entry, job.old);
+                    too_late = true;
+                }
+                Err(error) => {
+                    self.pinner.table.remove(&entry.path);
+                    match error {
+                        Untaken::CannotClone(error) => self.remember_clonable(entry, &error),
+                        Untaken::Staging(error) => failure = Some(self.staging_failure(&error)),
+                        Untaken::Vanished | Untaken::Unreadable(_) | Untaken::TooLate => {}
+                    }
+                }
+            }
+        }
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        if too_late {
+            let left: Vec<&Entry> =
+                all.iter().zip(entries).filter(|(t, _)| t.is_none()).map(|(_, e)| *e).collect();
+            return Err(self.too_late(&left));
+        }
+        Ok(all)
     }
 
     /// Takes out what is too much to be copied while everybody is held: the largest files, until the rest is
@@ -211,13 +298,16 @@ impl<'a> Round<'a> {
             self.remember(entry, taken, false);
             return Ok(taken);
         }
-        let old = match self.pinner.table.get(&entry.path).map(|seen| seen.place) {
-            Some(Place::Staged { number, own: true }) if single => Some(number),
-            _ => None,
-        };
+        let old = self.own_copy(entry).filter(|_| single);
         // Whatever happens to the old copy now, it is not what it was.
         self.pinner.table.remove(&entry.path);
-        let taken = self.copies.take(&entry.path, way, old, &|| self.is_late())?;
+        let (until, clock) = (self.until, Arc::clone(&self.pinner.clock));
+        let late = move || until.is_some_and(|until| until.has_passed(clock.moment()));
+        let taken = self.copies.take(&entry.path, way, old, When { frozen: until.is_some(), late: &late });
+        if let Err(Untaken::TooLate) = taken {
+            self.remember_half_done(entry, old);
+        }
+        let taken = taken?;
         self.remember(entry, taken, single);
         if !single {
             self.links.insert(identity, taken);
@@ -231,6 +321,22 @@ impl<'a> Round<'a> {
         self.pinner.table.insert(&entry.path, Seen { stamp: taken.stamp, settled, place });
     }
 
+    /// The copy of an earlier round that may be brought up to date in place.
+    fn own_copy(&self, entry: &Entry) -> Option<u32> {
+        match self.pinner.table.get(&entry.path).map(|seen| seen.place) {
+            Some(Place::Staged { number, own: true }) => Some(number),
+            _ => None,
+        }
+    }
+
+    /// An old copy that is no copy of any state now, but still most of the work.
+    fn remember_half_done(&mut self, entry: &Entry, old: Option<u32>) {
+        if let Some(number) = old {
+            let place = Place::Staged { number, own: true };
+            self.pinner.table.insert(&entry.path, Seen { stamp: entry.meta.stamp(), settled: false, place });
+        }
+    }
+
     fn remember_clonable(&mut self, entry: &Entry, error: &io::Error) {
         if is_unsupported(error) {
             self.pinner.clonable.insert(entry.meta.device, false);
@@ -241,9 +347,9 @@ impl<'a> Round<'a> {
         self.until.is_some_and(|until| until.has_passed(self.pinner.clock.moment()))
     }
 
-    fn too_late(&self, first: &Entry, others: &[(Spot, Entry)]) -> Failure {
-        let bytes: Bytes = others.iter().map(|(_, entry)| entry).chain([first]).map(|e| e.meta.size).sum();
-        self.pinner.scope.too_late(&format!("{} changed files with {bytes} were left", others.len() + 1))
+    fn too_late(&self, left: &[&Entry]) -> Failure {
+        let bytes: Bytes = left.iter().map(|e| e.meta.size).sum();
+        self.pinner.scope.too_late(&format!("{} changed files with {bytes} were left", left.len()))
     }
 
     fn staging_failure(&self, error: &io::Error) -> Failure {
