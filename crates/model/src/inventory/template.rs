@@ -31,6 +31,10 @@ pub struct TemplateApplication {
     pub directories: Vec<PathBuf>,
     /// Its SQLite databases.
     pub databases: Vec<PathBuf>,
+    /// Sockets of its MariaDB servers.
+    pub servers: Vec<PathBuf>,
+    /// Its databases on these servers; empty if it owns them.
+    pub server_databases: Vec<String>,
 }
 
 const DEFAULTS: &str = r#"
@@ -56,6 +60,12 @@ const EXAMPLE: &str = r#"
 # [[application.database]]
 # engine = "sqlite"
 # path = "/srv/hydro/var/production.sqlite3"
+#
+# [[application.database]]
+# engine = "mariadb"                    # or "mysql"
+# socket = "/run/mysqld/mysqld.sock"    # or host = "…", port = 3306, tls_ca = "…"
+# option_file = "/etc/mysql/debian.cnf" # or user = "…" and password_file = "…"; nothing where the socket suffices
+# databases = ["hydro"]                 # on a server that others use too; without it the application owns the server
 "#;
 
 const OPTIONS: &str = r#"
@@ -109,6 +119,14 @@ fn push_application(text: &mut String, application: &TemplateApplication) {
     for path in &application.databases {
         let path = quoted_path(path);
         let _ = writeln!(text, "\n[[application.database]]\nengine = \"sqlite\"\npath = {path}");
+    }
+    for socket in &application.servers {
+        let socket = quoted_path(socket);
+        let _ = writeln!(text, "\n[[application.database]]\nengine = \"mariadb\"\nsocket = {socket}");
+        if !application.server_databases.is_empty() {
+            let names: Vec<String> = application.server_databases.iter().map(|name| quoted(name)).collect();
+            let _ = writeln!(text, "databases = [{}]", names.join(", "));
+        }
     }
 }
 

@@ -321,6 +321,8 @@ fn the_template_reads_back_with_and_without_applications() {
         relpath: "demo.softxs.ch/hydro".into(),
         directories: vec!["/srv/hydro/var".into()],
         databases: vec!["/srv/hydro/var/it's \"x\".sqlite3".into()],
+        servers: vec!["/run/mysqld/mysqld.sock".into()],
+        server_databases: vec!["hydro".into()],
     };
     for (applications, count) in [(vec![], 0), (vec![one], 1)] {
         let choices = choices(applications);
@@ -347,7 +349,7 @@ fn what_the_template_comments_out_is_valid_too() {
     let inventory =
         parse(&text("t", uncommented.clone()), &[], "h").unwrap_or_else(|e| panic!("{e}\n{uncommented}"));
     let hydro = &inventory.applications[0];
-    assert!(hydro.process.is_some() && hydro.hooks.is_some() && hydro.databases.len() == 1);
+    assert!(hydro.process.is_some() && hydro.hooks.is_some() && hydro.databases.len() == 2);
 }
 
 proptest! {

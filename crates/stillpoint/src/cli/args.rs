@@ -45,6 +45,12 @@ pub struct InitArgs {
     /// One of its SQLite databases; may be given several times
     #[arg(long, value_name = "FILE", requires = "app")]
     pub sqlite: Vec<PathBuf>,
+    /// The socket of a MariaDB server that it owns; may be given several times
+    #[arg(long, value_name = "SOCKET", requires = "app")]
+    pub mariadb: Vec<PathBuf>,
+    /// One of its databases, if others use that server too; may be given several times
+    #[arg(long, value_name = "NAME", requires = "mariadb")]
+    pub database: Vec<String>,
     /// The systemd unit whose processes write its files
     #[arg(long, value_name = "UNIT", requires = "app", conflicts_with = "pid_file")]
     pub unit: Option<String>,

@@ -94,6 +94,8 @@ fn inventory_text(config: &Path, args: &InitArgs) -> Outcome<String> {
             relpath: args.relpath.clone().unwrap_or_else(|| name.clone()),
             directories: all_absolute(&args.directory)?,
             databases: all_absolute(&args.sqlite)?,
+            servers: all_absolute(&args.mariadb)?,
+            server_databases: args.database.clone(),
         });
     }
     let choices = TemplateChoices {

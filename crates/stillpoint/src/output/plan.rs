@@ -6,6 +6,7 @@ use model::{
     inventory::{InventoryError, ProcessSelector, show_duration},
     pathtext::show,
     plan::{CutPlan, Facts, HoldMethod, PinMethod, ProcessMethod, SqliteFacts},
+    server::ServerFacts,
 };
 use serde::Serialize;
 
@@ -85,8 +86,32 @@ impl Planned {
         if let Some(directory) = facts.directories.iter().find(|d| d.source.as_str() == source) {
             return format!("\n    {} names on {}", directory.entries, directory.filesystem);
         }
+        if let Some(server) = facts.servers.iter().find(|d| d.source.as_str() == source) {
+            return server_measure(server);
+        }
         facts.sqlite.iter().find(|d| d.source.as_str() == source).map(sqlite_measure).unwrap_or_default()
     }
+}
+
+/// What a server is like, in a few lines.
+fn server_measure(facts: &ServerFacts) -> String {
+    let mut lines = Vec::new();
+    if let Some(version) = &facts.version {
+        let role = if facts.replicas.is_empty() { "" } else { ", a replica" };
+        lines.push(format!("{} {}, server id {}{role}", version.flavor, version.text, facts.server_id));
+    }
+    let engines: Vec<String> = facts.engines.iter().map(|e| format!("{} {}", e.tables, e.name)).collect();
+    if !engines.is_empty() {
+        lines.push(format!("tables: {}", engines.join(", ")));
+    }
+    lines.push(match &facts.binlog {
+        Some(log) => format!("binary log {}, {}, sync_binlog {}", show(&log.basename), log.format, log.sync),
+        None => "no binary log: nothing between two backups can be brought back".to_owned(),
+    });
+    for root in &facts.roots {
+        lines.push(format!("{} on {}", show(&root.path), root.filesystem));
+    }
+    lines.into_iter().map(|line| format!("\n    {line}")).collect()
 }
 
 fn sqlite_measure(facts: &SqliteFacts) -> String {
