@@ -27,10 +27,10 @@ use model::{
 
 pub use self::{
     report::{Pool, free_in_group, look_at_pool},
-    snapshot::{LvSnapshot, Ready, is_ours, remove},
-    status::{Fill, fill_of_pool},
+    snapshot::{Gauge, LvSnapshot, Ready, is_ours, remove},
+    status::Fill,
 };
-use crate::tools::ToolError;
+use crate::tools::{Tool, ToolError};
 
 /// How long a program that changes volumes may take before it is taken for hanging.
 const CHANGING: Duration = Duration::from_mins(10);
@@ -134,6 +134,12 @@ pub fn find(path: &Path) -> Result<Option<LogicalVolume>, LvmError> {
     Ok(Some(report::look_at(&Path::new("/dev/mapper").join(name))?))
 }
 
+/// How device mapper calls the logical volume under `path`; nothing if there is none.
+#[must_use]
+pub fn mapped_as(path: &Path) -> Option<String> {
+    mapped_name(device_of(path).ok()?)
+}
+
 /// Major and minor number of the device under a path.
 fn device_of(path: &Path) -> io::Result<(u32, u32)> {
     let number = fs::metadata(path)?.dev();
@@ -148,6 +154,16 @@ fn mapped_name((major, minor): (u32, u32)) -> Option<String> {
         return None;
     }
     Some(fs::read_to_string(dir.join("name")).ok()?.trim().to_owned())
+}
+
+/// Loads what the kernel needs for a snapshot of this volume, so that `lvcreate` need not. What cannot be loaded may be
+/// built in; `lvcreate` says it if not.
+pub fn warm_up(origin: &LogicalVolume) {
+    let module = if origin.thin_pool().is_some() { "dm-thin-pool" } else { "dm-snapshot" };
+    let tool = Tool::new("modprobe", format!("loading {module}"), READING).args(["--quiet", module]);
+    if let Err(error) = tool.run() {
+        tracing::debug!(?error, "a module is not loaded");
+    }
 }
 
 /// How device mapper calls a logical volume: hyphens are doubled, lvmcache(7) and `dm_build_dm_name` of

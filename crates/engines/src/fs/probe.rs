@@ -116,7 +116,7 @@ fn places(real: &Path, mount: Option<&Mount>, state_staging: &Path) -> Vec<PathB
 
 /// Whether we may make a snapshot of a subvolume and delete it again: as root, or as its owner where the
 /// filesystem is mounted with `user_subvol_rm_allowed`. Elsewhere an owner could delete it only file by file.
-fn may_snapshot(real: &Path, mount: Option<&Mount>) -> io::Result<bool> {
+pub(super) fn may_snapshot(real: &Path, mount: Option<&Mount>) -> io::Result<bool> {
     let user = rustix::process::geteuid();
     let is_owner = std::fs::metadata(real)?.uid() == user.as_raw();
     Ok(user.is_root() || (is_owner && mount.is_some_and(|m| m.has_option("user_subvol_rm_allowed"))))

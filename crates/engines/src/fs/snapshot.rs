@@ -16,7 +16,7 @@ use std::{
 
 use jiff::Timestamp;
 use model::{
-    entry::{Body, Entry, Harvest, Kind, Manifest},
+    entry::{Harvest, Kind, Manifest},
     id::SourceId,
     known::Known,
     pathtext,
@@ -29,11 +29,12 @@ use model::{
 use os::{
     durable::create_dirs,
     mounts::Mounts,
-    subvolume::{EMPTY_PLACEHOLDER, Snapshot, is_subvolume},
+    subvolume::{Snapshot, is_subvolume},
     tree::{Resolved, Vanished, clock_of_stamps, resolve, said},
 };
 
 use super::{
+    copied::{Copied, add_foreign},
     difference::changed_since,
     scope::{Copy, Manner, Scope},
     twopass::way,
@@ -198,7 +199,8 @@ impl Pin for SnapshotPin {
             self.harvest_part(part, &mut harvest)?;
         }
         harvest.entries.extend(way(&self.resolved));
-        self.add_foreign(&mut harvest);
+        let remedy = "plan again: such trees are pinned in two passes";
+        add_foreign(&self.resolved.real, &|_| false, remedy, &mut harvest);
         harvest.problems = harvest.problems.into_iter().map(|p| p.of(&self.source)).collect();
         progress.end();
         Ok(harvest)
@@ -217,32 +219,10 @@ impl Pin for SnapshotPin {
 
 impl SnapshotPin {
     fn harvest_part(&self, part: &Part, harvest: &mut Harvest) -> Result<(), Failure> {
-        let manner = Manner { vanished: Vanished::Problem, xattrs: true, until: None };
+        let copied =
+            Copied { scope: &self.scope, clock: &*self.clock, known: &self.known, real: &self.resolved.real };
         let copy = Copy { of: &part.of, at: part.snapshot.path() };
-        let scan = self.scope.scan_copy(&*self.clock, manner, &self.resolved.real, &copy)?;
-        let live = |path: &Path| match path.strip_prefix(copy.at) {
-            Ok(below) if below.as_os_str().is_empty() => part.of.clone(),
-            Ok(below) => part.of.join(below),
-            Err(_) => path.to_owned(),
-        };
-        for mut problem in scan.problems {
-            problem.path = problem.path.as_deref().map(live);
-            harvest.problems.push(problem);
-        }
-        for mut entry in scan.entries {
-            let path = live(&entry.path);
-            if entry.kind == Kind::Dir && entry.meta.inode == EMPTY_PLACEHOLDER {
-                harvest.problems.extend(self.placeholder(&path));
-                continue;
-            }
-            if entry.kind == Kind::File {
-                let known = self.known.has(&path, &entry.meta.stamp());
-                entry.body = if known { Body::Carried } else { Body::At(entry.path) };
-            }
-            entry.meta.device = part.device;
-            harvest.entries.push(Entry { path, ..entry });
-        }
-        Ok(())
+        copied.add(&copy, part.device, &|path| self.placeholder(path), harvest)
     }
 
     /// A snapshot shows an empty directory where another subvolume is. It has its own part, or came too late.
@@ -252,30 +232,5 @@ impl SnapshotPin {
             let what = "is a subvolume that came after the backup had begun: it is in no snapshot";
             Problem::missing(path, what, "make another backup")
         })
-    }
-
-    /// What is mounted inside is not in the snapshot, which shows the directory below it.
-    fn add_foreign(&self, harvest: &mut Harvest) {
-        let root = &self.resolved.real;
-        let mounts = match Mounts::read() {
-            Ok(mounts) => mounts,
-            Err(error) => {
-                let what = format!("nobody can tell what is mounted in it: {}", said(&error));
-                harvest.problems.push(Problem::missing(root, what, "mount /proc"));
-                return;
-            }
-        };
-        for mount in mounts.below(root) {
-            if !harvest.entries.iter().any(|entry| entry.path == mount.point) {
-                continue;
-            }
-            harvest.problems.push(if mount.is_pseudo() {
-                let what = format!("is a {} filesystem: what it shows is not stored", mount.filesystem);
-                Problem::note(&mount.point, what)
-            } else {
-                let what = format!("is a {} filesystem that no snapshot holds", mount.filesystem);
-                Problem::missing(&mount.point, what, "plan again: such trees are pinned in two passes")
-            });
-        }
     }
 }

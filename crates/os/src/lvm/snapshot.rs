@@ -20,7 +20,7 @@ use model::{
 
 use super::{
     CHANGING, LogicalVolume, LvmError, dm_name, report,
-    status::{Fill, fill_of_snapshot},
+    status::{Fill, fill_of_pool, fill_of_snapshot},
 };
 use crate::{
     clock::{deadline_in, left},
@@ -84,7 +84,7 @@ impl Ready {
         let snapshot = |ticket| LvSnapshot {
             group: self.origin.group.clone(),
             name: self.name.clone(),
-            thin: self.origin.thin_pool().is_some(),
+            pool: self.origin.thin_pool().map(str::to_owned),
             journal: Arc::clone(&self.journal),
             ticket,
         };
@@ -138,7 +138,7 @@ fn whole_extents(size: Bytes, extent: Bytes) -> Bytes {
 pub struct LvSnapshot {
     group: String,
     name: String,
-    thin: bool,
+    pool: Option<String>,
     journal: Arc<dyn Journal>,
     ticket: Option<Ticket>,
 }
@@ -166,38 +166,10 @@ impl LvSnapshot {
         Path::new("/dev/mapper").join(dm_name(&self.group, &self.name))
     }
 
-    /// Whether it shares a pool with its origin, and has no size of its own.
+    /// For watching it while others use it.
     #[must_use]
-    pub fn is_thin(&self) -> bool {
-        self.thin
-    }
-
-    /// How full it is; of a thin one see [`super::fill_of_pool`].
-    ///
-    /// # Errors
-    /// If device mapper does not tell.
-    pub fn fill(&self) -> Result<Fill, LvmError> {
-        Ok(fill_of_snapshot(&self.group, &self.name)?)
-    }
-
-    /// Its own size.
-    ///
-    /// # Errors
-    /// If LVM does not tell: it may be gone.
-    pub fn size(&self) -> Result<Bytes, LvmError> {
-        let found = report::look_for(&self.group, &self.name)?;
-        found.map(|volume| volume.size).ok_or_else(|| LvmError::NotOurs(self.full_name()))
-    }
-
-    /// Makes a classic one larger by so much, rounded up to whole megabytes.
-    ///
-    /// # Errors
-    /// If there is not that much free in the volume group.
-    pub fn extend(&self, by: Bytes) -> Result<(), LvmError> {
-        let by = whole_extents(by, Bytes(1 << 20));
-        let tool = Tool::new("lvextend", format!("extending {}", self.full_name()), CHANGING);
-        tool.args(["--size".to_owned(), format!("+{}b", by.0), self.full_name()]).run()?;
-        Ok(())
+    pub fn gauge(&self) -> Gauge {
+        Gauge { group: self.group.clone(), name: self.name.clone(), pool: self.pool.clone() }
     }
 
     /// Removes it and crosses it off the journal.
@@ -221,6 +193,63 @@ impl Drop for LvSnapshot {
         if let Err(error) = self.undo() {
             tracing::warn!(snapshot = %self.full_name(), ?error, "a snapshot is left behind, for `thaw`");
         }
+    }
+}
+
+/// Where the fill of a snapshot is read, and what can be done about it.
+#[derive(Debug, Clone)]
+pub struct Gauge {
+    group: String,
+    name: String,
+    /// The thin pool that it shares with its origin.
+    pool: Option<String>,
+}
+
+impl Gauge {
+    /// Whether it shares a pool with its origin, and has no size of its own.
+    #[must_use]
+    pub fn is_thin(&self) -> bool {
+        self.pool.is_some()
+    }
+
+    /// What becomes full: the snapshot, or its pool.
+    #[must_use]
+    pub fn what(&self) -> String {
+        match &self.pool {
+            Some(pool) => format!("the thin pool {}/{pool}", self.group),
+            None => format!("the snapshot {}/{}", self.group, self.name),
+        }
+    }
+
+    /// How full the snapshot is; of a thin one, its pool.
+    ///
+    /// # Errors
+    /// If device mapper does not tell.
+    pub fn read(&self) -> Result<Fill, LvmError> {
+        Ok(match &self.pool {
+            Some(pool) => fill_of_pool(&self.group, pool)?,
+            None => fill_of_snapshot(&self.group, &self.name)?,
+        })
+    }
+
+    /// Makes a classic snapshot larger by its own size, or by what its volume group has free. Returns what it was made
+    /// larger by: nothing if nothing is free, or if it is a thin one.
+    ///
+    /// # Errors
+    /// If LVM cannot do it.
+    pub fn extend(&self) -> Result<Bytes, LvmError> {
+        let full = format!("{}/{}", self.group, self.name);
+        if self.is_thin() {
+            return Ok(Bytes(0));
+        }
+        let found = report::look_for(&self.group, &self.name)?.ok_or(LvmError::NotOurs(full.clone()))?;
+        let unit = found.extent.0.max(512);
+        let by = Bytes(found.size.0.min(found.group_free.0) / unit * unit);
+        if by.0 > 0 {
+            let tool = Tool::new("lvextend", format!("extending {full}"), CHANGING);
+            tool.args(["--size".to_owned(), format!("+{}b", by.0), full]).run()?;
+        }
+        Ok(by)
     }
 }
 

@@ -38,10 +38,7 @@ pub(super) fn fill_of_snapshot(group: &str, name: &str) -> Result<Fill, ToolErro
 }
 
 /// How full a thin pool is.
-///
-/// # Errors
-/// If device mapper does not tell.
-pub fn fill_of_pool(group: &str, pool: &str) -> Result<Fill, ToolError> {
+pub(super) fn fill_of_pool(group: &str, pool: &str) -> Result<Fill, ToolError> {
     ask(&format!("{}-tpool", dm_name(group, pool)))
 }
 
