@@ -20,9 +20,11 @@
 mod connect;
 pub mod dump;
 mod error;
+pub mod files;
 mod lock;
 pub mod open;
 mod options;
+pub mod physical;
 mod position;
 mod row;
 mod undo;
