@@ -17,18 +17,22 @@
 //! Crash story: see [`DumpPinner`] and [`Swap`].
 
 mod catalog;
-mod entries;
+pub(super) mod entries;
 mod files;
 mod layout;
 mod literal;
+mod load;
 mod pin;
 mod pinner;
 mod programs;
 mod rows;
 mod schema;
 mod session;
+pub(super) mod tool;
 mod worker;
 
 pub use files::read_index;
 pub use layout::{ACCOUNTS, DumpIndex, DumpedDatabase, DumpedTable, INDEX};
+pub use load::{Loaded, Target, load};
 pub use pinner::DumpPinner;
+pub(super) use worker::create;

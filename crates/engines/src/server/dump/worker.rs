@@ -234,7 +234,7 @@ impl Worker {
 }
 
 /// A new file that only its owner reads. What an earlier attempt left is overwritten.
-pub(super) fn create(path: &Path) -> io::Result<File> {
+pub(crate) fn create(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
