@@ -16,6 +16,7 @@ use model::{
     id::CutId,
     port::{Shelf, Silent, Store},
     record::{BackupRecord, CutRecord},
+    server::{Flavor, ServerAccess, ServerAddress},
     undo::{Hook, Move, ProcessRef, Ticket, Undo},
     verdict::{Stillness, Verdict},
 };
@@ -154,5 +155,43 @@ fn a_journal_reads() {
         ),
         (10, Undo::SwapBack { moves: vec![], staging: past }),
     ];
-    assert_eq!(runs[0].open_undos(), expected.map(|(ticket, undo)| (Ticket(ticket), undo)));
+    let of_volumes_and_servers = undos_of_volumes_and_servers();
+    let expected = expected.into_iter().chain(of_volumes_and_servers);
+    let expected: Vec<_> = expected.map(|(ticket, undo)| (Ticket(ticket), undo)).collect();
+    assert_eq!(runs[0].open_undos(), expected);
+}
+
+fn undos_of_volumes_and_servers() -> [(u64, Undo); 5] {
+    let snapshot = || "stillpoint-0123456789abcdef".to_owned();
+    let point = b"/var/lib/stillpoint/staging/.stillpoint-mount-\xff";
+    let variable = |access, old: &str| Undo::ServerVariable {
+        access,
+        variable: "innodb_flush_log_at_trx_commit".to_owned(),
+        old: old.to_owned(),
+        new: "1".to_owned(),
+        started: "2026-11-20T03:00:00Z".parse().unwrap(),
+    };
+    let near = ServerAccess {
+        flavor: Flavor::MariaDb,
+        address: ServerAddress::Socket("/run/mysqld/mysqld.sock".into()),
+        user: Some("root".to_owned()),
+        password_file: None,
+        option_file: None,
+        tls_ca: None,
+    };
+    let far = ServerAccess {
+        flavor: Flavor::MySql,
+        address: ServerAddress::Tcp { host: "db.softxs.ch".to_owned(), port: 3306 },
+        user: None,
+        password_file: Some("/etc/stillpoint/db-password".into()),
+        option_file: Some("/root/.my.cnf".into()),
+        tls_ca: Some("/etc/ssl/db.pem".into()),
+    };
+    [
+        (11, Undo::Unmount { path: Path::new(std::ffi::OsStr::from_bytes(point)).to_owned() }),
+        (12, Undo::RemoveLogicalVolume { group: "vg-0".to_owned(), name: snapshot() }),
+        (13, Undo::DestroyZfsSnapshot { dataset: "tank/srv".to_owned(), snapshot: snapshot() }),
+        (14, variable(near, "0")),
+        (15, variable(far, "2")),
+    ]
 }

@@ -1,6 +1,6 @@
 //! What can be done with a directory, found out without changing anything.
 //!
-//! Crash story: reads, and nameless files (`O_TMPFILE`) that the kernel removes by itself.
+//! Crash story: reads, by the programs of LVM and ZFS too, and nameless files (`O_TMPFILE`) that the kernel removes by itself.
 
 use std::{
     io,
@@ -21,7 +21,7 @@ use os::{
     tree::{resolve, said},
 };
 
-use super::scope::Scope;
+use super::{scope::Scope, volume::volume_of};
 
 /// Finds out what can be done with the directory `path`, of which `exclude` is left out. `state_staging` is where
 /// pinned copies go if they may go anywhere; it need not exist yet. What is wrong is said in
@@ -56,6 +56,7 @@ fn look(facts: &mut DirectoryFacts, exclude: &[String], state_staging: &Path) ->
     let mount = mounts.of(&real);
     facts.filesystem = mount.map(|m| m.filesystem.clone()).unwrap_or_default();
     facts.nested_mounts = nested(&mounts, &real);
+    facts.volume = volume_of(&real);
     facts.entries = count(&path, exclude)?;
     let clones_into = places(&real, mount, state_staging).into_iter().find(|dir| clone_works(&real, dir));
     facts.reflink = clones_into.is_some();
