@@ -13,26 +13,37 @@ use model::{
     server::{RootRole, ServerForm, ServerRecord, ServerRoot},
 };
 
-/// Files of a server that lie below a directory, each under its original absolute path: as a restore writes them.
+/// Files of a server, each original directory of it somewhere else.
 #[derive(Debug, Clone)]
 pub struct ServerCopy {
-    base: PathBuf,
+    placement: Placement,
     record: ServerRecord,
 }
 
 impl ServerCopy {
-    /// The copy of this record below `base`.
+    /// The copy of this record below `base`, each file under its original absolute path: as a restore to a directory
+    /// writes them.
     ///
     /// # Errors
     /// [`FailureKind::Refused`] for a dump, which has no files to open, and if a directory is not there.
     pub fn new(base: impl Into<PathBuf>, record: ServerRecord) -> Result<Self, Failure> {
         let base: PathBuf = base.into();
         let base = base.canonicalize().map_err(|e| cannot("looked at", &base, e))?;
-        let copy = Self { base, record };
-        if copy.record.form == ServerForm::Dump || copy.record.roots.is_empty() {
-            let what = format!("{} is stored as a dump, which has no files to open", copy.record.source);
+        let below = |root: &ServerRoot| base.join(root.path.strip_prefix("/").unwrap_or(&root.path));
+        let placement = Placement(record.roots.iter().map(|root| (root.path.clone(), below(root))).collect());
+        Self::placed(placement, record)
+    }
+
+    /// The copy of this record whose directories lie at these places.
+    ///
+    /// # Errors
+    /// As [`ServerCopy::new`].
+    pub fn placed(placement: Placement, record: ServerRecord) -> Result<Self, Failure> {
+        if record.form == ServerForm::Dump || record.roots.is_empty() {
+            let what = format!("{} is stored as a dump, which has no files to open", record.source);
             return Err(Failure::new(FailureKind::Refused, what, "load it into a server"));
         }
+        let copy = Self { placement, record };
         for root in &copy.record.roots {
             let place = copy.below(&root.path);
             place.symlink_metadata().map_err(|e| cannot("opened as a part of the copy", &place, e))?;
@@ -46,16 +57,10 @@ impl ServerCopy {
         &self.record
     }
 
-    /// The directory that it lies below.
-    #[must_use]
-    pub fn base(&self) -> &Path {
-        &self.base
-    }
-
-    /// Where an original path lies in the copy.
+    /// Where an original path lies in the copy; the path itself if it is in none of its directories.
     #[must_use]
     pub fn below(&self, original: &Path) -> PathBuf {
-        self.base.join(original.strip_prefix("/").unwrap_or(original))
+        self.placement.at(original).unwrap_or_else(|| original.to_owned())
     }
 
     /// Its directories, each before those inside it.
@@ -88,10 +93,10 @@ impl ServerCopy {
         Ok((found.uid(), found.gid()))
     }
 
-    /// Where the copy lies: everything below [`ServerCopy::base`].
+    /// Where the copy lies.
     #[must_use]
-    pub fn placement(&self) -> Placement {
-        Placement(self.roots().into_iter().map(|root| (root.path.clone(), self.below(&root.path))).collect())
+    pub fn placement(&self) -> &Placement {
+        &self.placement
     }
 }
 
@@ -110,7 +115,15 @@ impl Placement {
         Some(if rest.as_os_str().is_empty() { place.clone() } else { place.join(rest) })
     }
 
-    /// Where a path that already leads into the copy came from.
+    /// The original of a path in the copy.
+    #[must_use]
+    pub fn original_of(&self, place: &Path) -> Option<PathBuf> {
+        let inside = |(_, at): &&(PathBuf, PathBuf)| place.starts_with(at);
+        let (root, at) = self.0.iter().filter(inside).max_by_key(|(_, at)| at.components().count())?;
+        Some(root.join(place.strip_prefix(at).ok()?))
+    }
+
+    /// Whether a path leads into the copy.
     #[must_use]
     pub fn is_placed(&self, path: &Path) -> bool {
         let path = plain(path);

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use model::{
     pathtext,
     port::{Failure, FailureKind},
-    server::RootRole,
 };
 use os::command::Command;
 
@@ -38,27 +37,31 @@ impl View {
     /// # Errors
     /// [`FailureKind::Refused`] if it is not safe; says why and what to do.
     pub fn of(copy: &ServerCopy, run: &Path) -> Result<Self, Failure> {
-        let external = external_tablespace(copy)?;
+        // The redo log names these, and recovery opens them by that name.
+        let external = tablespaces(copy)?.into_iter().next();
         if !rustix::process::geteuid().is_root() {
             return match external {
-                None => Ok(Self { placement: copy.placement(), binds: Vec::new() }),
+                None => Ok(Self { placement: copy.placement().clone(), binds: Vec::new() }),
                 Some(path) => Err(needs_root(&path)),
             };
         }
         let mut view = Self { placement: Placement::default(), binds: Vec::new() };
+        let mut over = Vec::new();
         for (number, root) in copy.roots().into_iter().enumerate() {
             let from = copy.below(&root.path);
-            if copy.base().starts_with(&root.path) {
-                return Err(inside(copy.base(), &root.path));
+            // All are bound here first: the copy may lie inside an original directory, and be hidden by it.
+            let mut to = mount_point(&run.join(format!("root-{number}")), from.is_dir())?;
+            view.binds.push((from.clone(), to.clone()));
+            if let Ok(real) = root.path.canonicalize()
+                && real == root.path
+                && real.is_dir() == from.is_dir()
+            {
+                over.push((to, real.clone()));
+                to = real;
             }
-            let is_dir = from.is_dir();
-            let to = match root.path.canonicalize() {
-                Ok(real) if real == root.path && real.is_dir() == is_dir => real,
-                _ => mount_point(&run.join(format!("root-{number}")), is_dir)?,
-            };
-            view.binds.push((from, to.clone()));
             view.placement.0.push((root.path.clone(), to));
         }
+        view.binds.extend(over);
         if let Some(path) = external
             && view.placement.at(&path).as_deref() != Some(path.as_path())
         {
@@ -101,16 +104,6 @@ impl View {
     }
 }
 
-/// The first path outside of the data directory at which InnoDB has a tablespace. Its redo log names it, and
-/// recovery opens it by that name.
-fn external_tablespace(copy: &ServerCopy) -> Result<Option<PathBuf>, Failure> {
-    let mut found = Vec::new();
-    for root in copy.roots().into_iter().filter(|root| root.role != RootRole::Keyring) {
-        found.extend(tablespaces(&copy.below(&root.path))?);
-    }
-    Ok(found.into_iter().next())
-}
-
 fn mount_point(path: &Path, is_dir: bool) -> Result<PathBuf, Failure> {
     let made = if is_dir { std::fs::create_dir(path) } else { std::fs::write(path, "") };
     made.map_err(|e| cannot("made", path, e))?;
@@ -134,10 +127,4 @@ fn no_mount_point(path: &Path) -> Failure {
     );
     let remedy = "make that directory, empty, so that the copy's can be shown to the server in its place";
     Failure::new(FailureKind::Refused, what, remedy)
-}
-
-fn inside(base: &Path, root: &Path) -> Failure {
-    let what =
-        format!("the copy in {} lies inside the original {}", pathtext::show(base), pathtext::show(root));
-    Failure::new(FailureKind::Refused, what, "put it somewhere else")
 }

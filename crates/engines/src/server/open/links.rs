@@ -65,8 +65,9 @@ pub fn relocate(copy: &ServerCopy, placement: &Placement) -> Result<Relocated, F
             };
             let there = copy.placement().at(&original).unwrap_or_else(|| original.clone());
             stays_inside(copy, path, &there)?;
-            // A relative link moves along with what it leads to.
-            if leads.is_absolute() && place != *leads {
+            // A relative link inside one directory moves along with it.
+            let moves_along = leads.is_relative() && !matches!(found, Found::Isl { .. });
+            if !moves_along && place != *leads {
                 changes.push((found, place));
             }
         }
@@ -86,13 +87,14 @@ pub fn relocate(copy: &ServerCopy, placement: &Placement) -> Result<Relocated, F
     Ok(relocated)
 }
 
-/// The absolute path, as it was on the original machine, that a link leads to.
+/// The absolute path, as it was on the original machine, that a link leads to; also if it was rewritten already.
 fn original(copy: &ServerCopy, at: &Path, leads: &Path) -> PathBuf {
     if leads.is_absolute() {
-        return plain(leads);
+        let leads = plain(leads);
+        return copy.placement().original_of(&leads).unwrap_or(leads);
     }
-    let dir = at.parent().and_then(|dir| dir.strip_prefix(copy.base()).ok()).unwrap_or(Path::new(""));
-    plain(&Path::new("/").join(dir).join(leads))
+    let stood = copy.placement().original_of(at).unwrap_or_else(|| at.to_owned());
+    plain(&stood.parent().unwrap_or(Path::new("/")).join(leads))
 }
 
 /// Looks at what is really there: a path may be right by its text and still lead out over another link. What does
@@ -102,7 +104,7 @@ fn stays_inside(copy: &ServerCopy, link: &Path, place: &Path) -> Result<(), Fail
     // A link at the end is looked at in its own turn.
     let dir = if above.is_symlink() { above.parent().unwrap_or(above) } else { above };
     let real = dir.canonicalize().map_err(|e| cannot("followed", link, e))?;
-    if real.starts_with(copy.base()) { Ok(()) } else { Err(leads_out(link, place)) }
+    if copy.placement().is_placed(&real) { Ok(()) } else { Err(leads_out(link, place)) }
 }
 
 fn leads_out(link: &Path, leads: &Path) -> Failure {
@@ -144,16 +146,20 @@ fn links(root: &Path) -> Result<Vec<Found>, Failure> {
     Ok(found)
 }
 
-/// The paths that `.isl` files of a directory name.
+/// The original paths of tablespaces that `.isl` files name.
 ///
 /// # Errors
-/// If it cannot be read.
-pub(super) fn tablespaces(root: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let of = |found| match found {
-        Found::Isl { leads, .. } => Some(leads),
-        Found::Symlink { .. } => None,
-    };
-    Ok(links(root)?.into_iter().filter_map(of).collect())
+/// If the copy cannot be read.
+pub(super) fn tablespaces(copy: &ServerCopy) -> Result<Vec<PathBuf>, Failure> {
+    let mut paths = Vec::new();
+    for root in copy.roots() {
+        for found in links(&copy.below(&root.path))? {
+            if let Found::Isl { file, leads } = found {
+                paths.push(original(copy, &file, &leads));
+            }
+        }
+    }
+    Ok(paths)
 }
 
 fn rewrite_isl(file: &Path, place: &Path) -> io::Result<()> {

@@ -145,7 +145,7 @@ pub(super) fn arguments(options: &[Opt]) -> Vec<String> {
 /// # Errors
 /// As of the options themselves.
 pub fn option_file(copy: &ServerCopy, run: &Path) -> Result<String, Failure> {
-    let mut options = of_copy(copy, &copy.placement())?;
+    let mut options = of_copy(copy, copy.placement())?;
     options.extend(fence(copy.record().version.flavor, run)?);
     let mut out = format!(
         "# Opens the copy of {} by itself: no network, no binary log, no replication, no events.\n[mysqld]\n",

@@ -71,6 +71,9 @@ impl Private {
         relocate(copy, &view.placement)?;
         let mut options = options::of_copy(copy, &view.placement)?;
         options.extend(private(record, run.path(), copy.owner()?.0)?);
+        // Whoever reaches the socket is let in: its directory is closed to everyone else. The passwords of the copy
+        // are not needed so.
+        options.push(("skip-grant-tables".to_owned(), None));
         let until = Instant::now() + within;
         let start = |more: Option<Opt>| {
             let mut options = options.clone();
@@ -236,9 +239,6 @@ impl Drop for Guarded {
 /// Options of every private server.
 fn private(record: &ServerRecord, run: &Path, owner: u32) -> Result<Vec<Opt>, Failure> {
     let mut options = options::fence(record.version.flavor, run)?;
-    // Whoever reaches the socket is let in: its directory is closed to everyone else. Passwords of the copy are
-    // not needed so.
-    options.push(("skip-grant-tables".to_owned(), None));
     options.push(("innodb-buffer-pool-size".to_owned(), Some(BUFFER_POOL.to_owned())));
     options.push(("performance-schema".to_owned(), Some("OFF".to_owned())));
     if rustix::process::geteuid().is_root() {

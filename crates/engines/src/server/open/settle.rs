@@ -20,11 +20,9 @@ pub fn needs_settling(copy: &ServerCopy) -> Result<Option<String>, Failure> {
     if record.form != ServerForm::Files {
         return Ok(None);
     }
-    for root in copy.roots() {
-        if !links::tablespaces(&copy.below(&root.path))?.is_empty() {
-            let why = "tables made with DATA DIRECTORY are named in its redo log by their original paths";
-            return Ok(Some(why.to_owned()));
-        }
+    if !links::tablespaces(copy)?.is_empty() {
+        let why = "tables made with DATA DIRECTORY are named in its redo log by their original paths";
+        return Ok(Some(why.to_owned()));
     }
     let has_rocks = record.engines.iter().any(|engine| engine.eq_ignore_ascii_case("rocksdb"));
     Ok(has_rocks.then(|| "MyRocks may have transactions that are only prepared".to_owned()))
@@ -46,6 +44,6 @@ pub fn settle(copy: &ServerCopy, journal: &Arc<dyn Journal>, within: Duration) -
         }
         Private::open(copy, journal, within)?.stop(within)?;
     }
-    relocate(copy, &copy.placement())?;
+    relocate(copy, copy.placement())?;
     Ok(needs.is_some())
 }
