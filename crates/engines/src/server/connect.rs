@@ -351,16 +351,13 @@ fn not_connected(address: &ServerAddress, error: NotConnected) -> ServerError {
 
 fn classify(address: &ServerAddress, sql: &str, said: Said) -> ServerError {
     let (address, statement) = (address.clone(), named(sql));
+    if is_timeout(&said) {
+        return ServerError::Silent { address, statement };
+    }
     match said {
         Said::MySqlError(error) => {
             ServerError::Said { address, statement, code: error.code, said: error.message }
         }
-        Said::IoError(error)
-            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
-        {
-            ServerError::Silent { address, statement }
-        }
-        Said::DriverError(mysql::DriverError::ConnectTimeout) => ServerError::Silent { address, statement },
         Said::IoError(error) => ServerError::Lost { address, statement, said: error.to_string() },
         Said::DriverError(mysql::DriverError::CouldNotConnect(Some((_, said, _)))) => {
             ServerError::Lost { address, statement, said }
@@ -371,6 +368,20 @@ fn classify(address: &ServerAddress, sql: &str, said: Said) -> ServerError {
         Said::UrlError(_) | Said::FromValueError(_) | Said::FromRowError(_) => {
             ServerError::Answer { address, statement, expected: "rows" }
         }
+    }
+}
+
+/// Whether the socket's own timeout has come; the codec wraps it once more.
+fn is_timeout(said: &Said) -> bool {
+    let timed_out =
+        |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+    match said {
+        Said::DriverError(mysql::DriverError::ConnectTimeout) => true,
+        Said::IoError(error) => timed_out(error),
+        Said::CodecError(error) => {
+            std::error::Error::source(error).and_then(|cause| cause.downcast_ref()).is_some_and(timed_out)
+        }
+        _ => false,
     }
 }
 
