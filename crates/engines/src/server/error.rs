@@ -22,6 +22,8 @@ pub mod code {
     pub const ACCESS_DENIED: u16 = 1045;
     /// The server is shutting down.
     pub const SHUTDOWN: u16 = 1053;
+    /// There is no such connection.
+    pub const NO_SUCH_THREAD: u16 = 1094;
     /// The server knows no such variable.
     pub const UNKNOWN_VARIABLE: u16 = 1193;
     /// A lock was waited for too long (`lock_wait_timeout`).

@@ -22,8 +22,10 @@ pub(super) fn begins(statement: &str, words: &str) -> bool {
 
 /// Names after FROM, JOIN, INTO, UPDATE and TABLE, unquoted, in small letters.
 pub(super) fn tables(statement: &str) -> Vec<String> {
-    let words: Vec<&str> =
-        statement.split([' ', ',', '(', ')', ';']).filter(|word| !word.is_empty()).collect();
+    // What stands in quotes names nothing.
+    let bare: String = statement.split(['\'', '"']).step_by(2).collect();
+    let words = bare.split([' ', ',', '(', ')', ';']).filter(|word| !word.is_empty());
+    let words: Vec<&str> = words.collect();
     let mut found = vec![];
     for pair in words.windows(2) {
         let names = ["FROM", "JOIN", "INTO", "UPDATE", "TABLE"];
@@ -116,6 +118,7 @@ mod tests {
         assert_eq!(normal(" SELECT  /* x */ 1 ;"), "SELECT 1");
         assert!(begins("kill query 7", "KILL QUERY") && !begins("KILLED", "KILL"));
         assert_eq!(tables("INSERT INTO `App`.t VALUES (1)"), ["app.t"]);
+        assert_eq!(tables("SELECT 'from a', b FROM c.d"), ["c.d"]);
         assert_eq!(sleeps("SELECT sleep(0.5) FROM t").as_millis(), 500);
         let set = assignments("SET SESSION wait_timeout = 3, @a='b,c', @@global.read_only=1");
         assert_eq!(set[0], (Scope::Session, "wait_timeout".into(), "3".into()));

@@ -225,6 +225,12 @@ fn metadata_locks(state: &State) -> Table {
             ("COMMIT", session.commit, session.commits),
             ("BACKUP LOCK", session.backup, session.defines),
         ];
+        for table in &session.uses {
+            let (schema, name) = table.split_once('.').unwrap_or(("", table));
+            let kind = if session.writes { "SHARED_WRITE" } else { "SHARED_READ" };
+            let values = ["TABLE", schema, name, kind, "TRANSACTION", "GRANTED"].map(some);
+            rows.push(values.into_iter().chain([some(id + THREAD)]).collect());
+        }
         for (object, asked, intends) in scoped {
             let status = if asked == Asked::Held { "GRANTED" } else { "PENDING" };
             let mut lock = |kind: &str, duration: &str, status: &str| {

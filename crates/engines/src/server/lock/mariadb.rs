@@ -137,7 +137,7 @@ fn lets_go_by_itself(at: &mut At<'_>) -> Result<(), Failure> {
 }
 
 /// Rounded up, and at least 1: 0 would mean without end, or not at all.
-fn whole_seconds(duration: Duration) -> u64 {
+pub(super) fn whole_seconds(duration: Duration) -> u64 {
     let rounded = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
     rounded.max(1)
 }

@@ -8,6 +8,7 @@
 //! all that the session holds, or closes it. Nothing but a raised variable is journalled, see [`super::variable`].
 
 mod mariadb;
+mod mysql;
 mod session;
 
 use std::{

@@ -20,6 +20,7 @@ use super::{
     super::{Means, connect::Connection},
     At, Flavored,
     mariadb::MariaDb,
+    mysql::MySql,
 };
 
 /// How long connecting may take while nobody is held.
@@ -56,7 +57,8 @@ struct State {
 impl Session {
     pub(super) fn new(plan: &ServerLockPlan, budget: Duration, means: Means) -> Self {
         let flavored: Box<dyn Flavored> = match plan.flavor {
-            Flavor::MariaDb | Flavor::MySql => Box::new(MariaDb::default()),
+            Flavor::MariaDb => Box::new(MariaDb::default()),
+            Flavor::MySql => Box::new(MySql::default()),
         };
         let state = State { connection: None, flavored, reached: Reached::Nothing, round: 0 };
         Self { plan: plan.clone(), budget, means, position: Arc::default(), state: Mutex::new(state) }
