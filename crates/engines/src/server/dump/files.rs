@@ -44,15 +44,17 @@ pub(super) fn write(conn: &mut Connection, content: &Content<'_>) -> Result<Dump
     let mut databases = Vec::with_capacity(content.catalog.databases.len());
     for (name, programs) in content.catalog.databases.iter().zip(&content.programs.programs) {
         let database = describe(conn, content, name)?;
-        let [make, tables, views, after] = database.files();
+        let [make, tables, routines, names, views] = database.files();
         let heading =
             format!("-- Stillpoint: database {} as it was at {}\n", comment(name), stood(content.position));
         let statements = schema::database(conn, name)?;
         put(content.root, &make, &[heading.as_bytes(), BEGIN.as_bytes(), statements.as_bytes()])?;
         put(content.root, &tables, &[BEGIN.as_bytes(), definitions(content, name).as_bytes()])?;
-        let names = schema::view_names(conn, content.catalog, name)?;
-        put(content.root, &views, &[BEGIN.as_bytes(), names.as_bytes()])?;
-        put(content.root, &after, &[BEGIN.as_bytes(), &programs.sql, BEGIN.as_bytes()])?;
+        let stand_ins = schema::view_names(conn, content.catalog, name)?;
+        // The settings of their authors end with each of these.
+        put(content.root, &routines, &[BEGIN.as_bytes(), &programs.routines, BEGIN.as_bytes()])?;
+        put(content.root, &names, &[BEGIN.as_bytes(), stand_ins.as_bytes()])?;
+        put(content.root, &views, &[BEGIN.as_bytes(), &programs.sql, BEGIN.as_bytes()])?;
         databases.push(database);
     }
     if let Some(accounts) = &content.programs.accounts {

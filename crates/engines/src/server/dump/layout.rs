@@ -6,8 +6,9 @@
 //! {database}/0-database.sql     makes the database and uses it
 //! {database}/1-tables.sql       sequences and tables
 //! {database}/2-rows/{table}.sql
-//! {database}/3-views.sql        names of views, so that they can refer to one another
-//! {database}/4-programs.sql     routines, views, triggers, events
+//! {database}/3-routines.sql
+//! {database}/4-names.sql        views that mean nothing yet, so that views can refer to one another
+//! {database}/5-views.sql        views, triggers, events
 //! ```
 //!
 //! Only `0-database.sql` names the database, so that it can be loaded under another name. By hand: `cat` the files of
@@ -77,8 +78,8 @@ pub struct DumpedTable {
 impl DumpedDatabase {
     /// Its files in the order of loading, but those of rows, which come between the second and the third.
     #[must_use]
-    pub fn files(&self) -> [String; 4] {
-        ["0-database", "1-tables", "3-views", "4-programs"]
+    pub fn files(&self) -> [String; 5] {
+        ["0-database", "1-tables", "3-routines", "4-names", "5-views"]
             .map(|name| format!("{}/{name}.sql", self.directory))
     }
 }

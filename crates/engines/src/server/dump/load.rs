@@ -1,7 +1,7 @@
 //! Loading a dump into a server that has none of its databases: [`load`].
 //!
 //! Crash story: what was loaded stays when we die; loading again is refused until those databases are dropped. On a
-//! private copy that is thrown away, which is no loss; [`super::Swap`] loads into databases of its own.
+//! private copy that is thrown away, which is no loss; [`super::SwapPlan`] loads into databases of its own.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -71,11 +71,11 @@ pub fn load(root: &Path, only: &[String], target: &Target<'_>) -> Result<Loaded,
         loaded.tables += tables;
         loaded.rows += rows;
     }
-    for database in &wanted {
-        client.file(&database.files()[2], &database.name)?;
-    }
-    for database in &wanted {
-        client.file(&database.files()[3], &database.name)?;
+    // Each kind in all databases before the next: they may refer to one another.
+    for kind in 2..5 {
+        for database in &wanted {
+            client.file(&database.files()[kind], &database.name)?;
+        }
     }
     client.end()?;
     Ok(loaded)
@@ -152,6 +152,20 @@ impl<'a> Client<'a> {
     /// What the client says.
     pub(super) fn file(&self, file: &str, database: &str) -> Result<(), Failure> {
         self.path(&self.root.join(file), database)
+    }
+
+    /// Has the client read these statements.
+    ///
+    /// # Errors
+    /// What the client says.
+    pub(super) fn text(&self, sql: &[u8], database: &str) -> Result<(), Failure> {
+        let path = self.staging.path().join("statements.sql");
+        let written = super::create(&path).and_then(|mut file| std::io::Write::write_all(&mut file, sql));
+        written.map_err(|error| {
+            Failure::new(FailureKind::Other, format!("{} cannot be written", path.display()), "")
+                .because(error)
+        })?;
+        self.path(&path, database)
     }
 
     /// Has the client read a file.

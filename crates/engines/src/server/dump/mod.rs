@@ -10,11 +10,11 @@
 //! has, and loading counts them.
 //!
 //! **Restoring.** [`load`] loads a restored dump into a server that has none of its databases: a private one, or a new
-//! one. [`Swap`] replaces databases of a running server and touches no other: the dump is loaded into new databases
+//! one. [`SwapPlan`] replaces databases of a running server and touches no other: the dump is loaded into new databases
 //! beside the live ones, whose tables are then exchanged by one `RENAME TABLE`; what was there is kept until the
 //! end, and put back if anything fails.
 //!
-//! Crash story: see [`DumpPinner`] and [`Swap`].
+//! Crash story: see [`DumpPinner`] and [`SwapPlan`].
 
 mod catalog;
 pub(super) mod entries;
@@ -28,6 +28,7 @@ mod programs;
 mod rows;
 mod schema;
 mod session;
+mod swap;
 pub(super) mod tool;
 mod worker;
 
@@ -35,4 +36,5 @@ pub use files::read_index;
 pub use layout::{ACCOUNTS, DumpIndex, DumpedDatabase, DumpedTable, INDEX};
 pub use load::{Loaded, Target, load};
 pub use pinner::DumpPinner;
+pub use swap::{Exchanged, SwapPlan, recover};
 pub(super) use worker::create;

@@ -232,7 +232,7 @@ impl DumpPin {
         let mut problems = Vec::new();
         let again = "run the backup again when nobody changes them";
         for ((database, old), new) in catalog.databases.iter().zip(&before.programs).zip(&after.programs) {
-            if old.sql != new.sql {
+            if (&old.sql, &old.routines) != (&new.sql, &new.routines) {
                 let what = format!(
                     "views, routines, triggers or events of {database} were changed during the backup: they are as they \
                      were after the cut"

@@ -16,8 +16,10 @@ use super::{
 /// Statements, and what could not be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Programs {
-    /// SQL.
+    /// SQL; of a database: views, triggers and events.
     pub sql: Vec<u8>,
+    /// SQL of routines, which views and triggers of any database may call.
+    pub routines: Vec<u8>,
     /// What is missing, by name.
     pub unread: Vec<String>,
 }
@@ -48,6 +50,9 @@ pub(super) fn read(
     for row in rows(conn, &routines)? {
         found.add(conn, database, &row.text(0), &row.text(1), &collation)?;
     }
+    found.routines = std::mem::take(&mut found.sql);
+    found.routines.extend_from_slice(b"DELIMITER ;\n");
+    found.sql.extend_from_slice(format!("DELIMITER {DELIMITER}\n").as_bytes());
     for view in catalog.tables.iter().filter(|t| t.database == database && t.kind == Kind::View) {
         found.add(conn, database, "VIEW", &view.name, &collation)?;
     }

@@ -15,7 +15,7 @@ use super::{
 
 /// Every file begins with this, so that each can be loaded by itself in any client of these servers.
 pub(super) const BEGIN: &str = "SET NAMES utf8mb4;
-SET SESSION time_zone='+00:00', sql_mode='NO_AUTO_VALUE_ON_ZERO,NO_DIR_IN_CREATE', foreign_key_checks=0, unique_checks=0;
+SET SESSION time_zone='+00:00', sql_mode='NO_AUTO_VALUE_ON_ZERO,NO_DIR_IN_CREATE,ALLOW_INVALID_DATES', foreign_key_checks=0, unique_checks=0;
 /*M! SET SESSION check_constraint_checks=0, innodb_strict_mode=0 */;
 ";
 
