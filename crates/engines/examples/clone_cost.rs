@@ -77,7 +77,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     cuts("fresh", &tables, dir.path(), rate)?;
     let kept = dir.path().join("kept");
-    for _ in 0..nights {
+    for night in 0..nights {
         let _ = fs::remove_dir_all(&kept);
         fs::create_dir(&kept)?;
         for file in 0..files {
@@ -86,7 +86,8 @@ fn main() -> Result<(), Box<dyn Error>> {
                 &File::create(kept.join(file.to_string()))?,
             )?;
         }
-        (0..files * tables.pages / 20).try_for_each(|seed| tables.write(seed))?;
+        let some = files * tables.pages / 20;
+        (0..some).try_for_each(|seed| tables.write(night * some + seed))?;
     }
     fs::remove_dir_all(&kept)?;
     cuts("aged", &tables, dir.path(), rate)
