@@ -7,7 +7,6 @@ use std::{
     io::{Seek, SeekFrom, Write},
     os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
-    process::Command,
     sync::Arc,
 };
 
@@ -30,51 +29,10 @@ use rustix::{fs::Gid, fs::Uid};
 use testkit::conformance::pinner::suite;
 
 use fs_support::{
-    How, Paper, TreeBench, Vault, harvested, live, oracle, plan, settle, snapshot_pinner, soon, tick,
-    tree_pinner,
+    How, Paper, TreeBench, Vault,
+    disk::{Disk, run},
+    harvested, live, oracle, plan, settle, snapshot_pinner, soon, tick, tree_pinner,
 };
-
-fn run(program: &str, args: &[&str]) {
-    let output = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {args:?}: {error}");
-}
-
-/// A filesystem in a file, unmounted at the end.
-struct Disk {
-    dir: tempfile::TempDir,
-}
-
-impl Disk {
-    fn new(filesystem: &str, options: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let image = dir.path().join("image");
-        fs::File::create(&image).unwrap().set_len(600 << 20).unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        run(&format!("mkfs.{filesystem}"), &["-q", image.to_str().unwrap()]);
-        let disk = Self { dir };
-        fs::create_dir(disk.path()).unwrap();
-        run(
-            "mount",
-            &["-o", &format!("loop,{options}"), image.to_str().unwrap(), disk.path().to_str().unwrap()],
-        );
-        disk
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("disk")
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let point = self.path();
-        let unmounted = Command::new("umount").args(["-R"]).arg(&point).status();
-        if !unmounted.is_ok_and(|status| status.success()) {
-            let _ = Command::new("umount").args(["-R", "-l"]).arg(&point).status();
-        }
-    }
-}
 
 /// Runs something as the user `nobody`: the kernel keeps users by thread.
 fn as_nobody<T: Send>(what: impl FnOnce() -> T + Send) -> T {

@@ -2,6 +2,7 @@
 //! the conformance suite, and whole trees as values.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod disk;
 pub mod oracle;
 
 use std::{
@@ -14,11 +15,11 @@ use std::{
     time::Duration,
 };
 
-use engines::fs::{Form, SnapshotPinner, TreePinner};
+use engines::fs::{Form, SnapshotPinner, TreePinner, VolumePinner, Volumes, volume_of};
 use model::{
     entry::{Body, Entry, Harvest, Kind, Manifest, SETTLING, Stamp},
     id::SourceId,
-    plan::TreePlan,
+    plan::{TreePlan, VolumePlan},
     port::{Clock, Failure, Journal, Pinner},
     size::Bytes,
     time::Deadline,
@@ -70,6 +71,20 @@ pub fn snapshot_pinner(plan: &TreePlan, parent: &Path, paper: &Arc<Paper>) -> Sn
     let source = SourceId::new("directory", plan.root.display());
     let journal: Arc<dyn Journal> = paper.clone();
     SnapshotPinner::new(source, plan, parent.to_owned(), journal, Arc::new(SystemClock)).unwrap()
+}
+
+pub fn volumes(staging: &Path, paper: &Arc<Paper>) -> Volumes {
+    Volumes::new(paper.clone(), Arc::new(SystemClock), staging.to_owned())
+}
+
+/// A pinner by the volume that the plan's root lies on now.
+pub fn volume_pinner(plan: &TreePlan, volumes: &Volumes) -> VolumePinner {
+    let source = SourceId::new("directory", plan.root.display());
+    let facts = volume_of(&plan.root).expect("it lies on a volume");
+    assert_eq!(facts.refusal, None);
+    let plan = VolumePlan { tree: plan.clone(), volume: facts.volume, size: facts.size };
+    let shared = volumes.share(&plan.volume, plan.size);
+    VolumePinner::new(source, &plan, shared, Arc::new(SystemClock)).unwrap()
 }
 
 pub fn soon() -> Deadline {
@@ -211,6 +226,9 @@ pub enum How {
     Plain,
     Fast,
     Snapshot,
+    Volume,
+    /// By a stand-in for a volume, whose snapshots are copies: nothing looks unchanged in them.
+    Copied,
 }
 
 /// A directory for the conformance suite.
@@ -249,6 +267,9 @@ impl Bench for TreeBench {
             How::Plain => Box::new(tree_pinner(&plan, Form::Plain, &self.staging(), &self.paper)),
             How::Fast => Box::new(tree_pinner(&plan, Form::Fast, &self.staging(), &self.paper)),
             How::Snapshot => Box::new(snapshot_pinner(&plan, &self.staging(), &self.paper)),
+            How::Volume | How::Copied => {
+                Box::new(volume_pinner(&plan, &volumes(&self.staging(), &self.paper)))
+            }
         }
     }
     fn clock(&self) -> Arc<dyn Clock> {
@@ -276,7 +297,7 @@ impl Bench for TreeBench {
         files.iter().map(|(path, bytes)| (name(path), bytes.clone())).collect()
     }
     fn carries(&self) -> bool {
-        true
+        self.how != How::Copied
     }
     fn settle(&self) {
         settle();

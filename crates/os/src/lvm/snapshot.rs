@@ -177,12 +177,19 @@ impl LvSnapshot {
     /// # Errors
     /// If it is left; then it stays in the journal.
     pub fn release(mut self) -> Result<(), LvmError> {
-        self.undo()
+        let result = self.try_release();
+        self.ticket = None;
+        result
     }
 
-    fn undo(&mut self) -> Result<(), LvmError> {
-        let Some(ticket) = self.ticket.take() else { return Ok(()) };
+    /// As [`Self::release`], and may be tried again.
+    ///
+    /// # Errors
+    /// If it is left; then it stays in the journal.
+    pub fn try_release(&mut self) -> Result<(), LvmError> {
+        let Some(ticket) = self.ticket else { return Ok(()) };
         remove(&self.group, &self.name)?;
+        self.ticket = None;
         self.journal.done(ticket);
         Ok(())
     }
@@ -190,7 +197,7 @@ impl LvSnapshot {
 
 impl Drop for LvSnapshot {
     fn drop(&mut self) {
-        if let Err(error) = self.undo() {
+        if let Err(error) = self.try_release() {
             tracing::warn!(snapshot = %self.full_name(), ?error, "a snapshot is left behind, for `thaw`");
         }
     }

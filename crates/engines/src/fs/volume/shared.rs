@@ -222,7 +222,10 @@ impl Use {
     pub(super) fn lost(&self) -> Option<Lost> {
         self.taken.lost().or_else(|| {
             self.taken.has_vanished().then(|| Lost {
-                what: format!("the {} is gone: somebody else removed it", self.taken.name()),
+                what: format!(
+                    "the {} is gone: it overflowed, or somebody else removed it",
+                    self.taken.name()
+                ),
                 remedy: "see which other tool removes snapshots, and make another backup".to_owned(),
             })
         })

@@ -17,7 +17,7 @@ use model::{
 };
 use os::{
     durable::create_dirs,
-    lvm::{self, Gauge, LogicalVolume, LvSnapshot, Ready},
+    lvm::{self, Fill, Gauge, LogicalVolume, LvSnapshot, Ready},
     mounted::{Mounted, options_beside},
     mounts::Mounts,
     subvolume::{self, is_subvolume},
@@ -207,6 +207,9 @@ impl Taken {
         let mounts = Mounts::read().map_err(|error| unreadable(Path::new("/proc/self/mountinfo"), &error))?;
         let mut kind = self.kind();
         let one = |at: PathBuf| vec![Place { of: real.to_owned(), at }];
+        if let Some(lost) = self.lost() {
+            return Err(self.unreadable(lost));
+        }
         match &mut *kind {
             Kind::Btrfs { subvolume, snapshot } => {
                 let below = real.strip_prefix(&*subvolume).unwrap_or(Path::new(""));
@@ -227,18 +230,21 @@ impl Taken {
                 Ok(places_of_datasets(snapshot, &mounts, real))
             }
             Kind::Gone => {
-                let why = self.lost().map_or_else(|| "it was released".to_owned(), |lost| lost.what);
-                let what = format!("the {} cannot be read: {why}", self.name);
-                Err(Failure::new(FailureKind::Lost, what, ""))
+                Err(Failure::new(FailureKind::Lost, format!("the {} was released already", self.name), ""))
             }
         }
     }
 
-    /// Whether somebody else has taken it away.
+    fn unreadable(&self, lost: Lost) -> Failure {
+        let what = format!("the {} cannot be read: {}", self.name, lost.what);
+        Failure::new(FailureKind::Lost, what, lost.remedy)
+    }
+
+    /// Whether somebody else has taken it away, or it became worthless just now.
     pub fn has_vanished(&self) -> bool {
         match &*self.kind() {
             Kind::Btrfs { snapshot, .. } => !snapshot.path().exists(),
-            Kind::Lvm { snapshot, .. } => !snapshot.device().exists(),
+            Kind::Lvm { snapshot, .. } => !snapshot.device().exists() || has_overflowed(&snapshot.gauge()),
             Kind::Zfs { snapshot, .. } => matches!(snapshot.is_there(), Ok(false)),
             Kind::Gone => false,
         }
@@ -249,14 +255,16 @@ impl Taken {
         tracing::warn!(snapshot = %self.name, why = %why.what, "a snapshot is given up");
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
         let mut kind = self.kind();
-        if let Kind::Lvm { mounted, .. } = &mut *kind
-            && let Some(Err(error)) = mounted.take().map(Mounted::give_up)
-        {
-            tracing::warn!(snapshot = %self.name, ?error, "it cannot be unmounted");
+        if let Kind::Lvm { mounted, snapshot, .. } = &mut *kind {
+            if let Some(Err(error)) = mounted.take().map(Mounted::give_up) {
+                tracing::warn!(snapshot = %self.name, ?error, "it cannot be unmounted");
+            }
+            if let Err(error) = snapshot.try_release() {
+                tracing::warn!(snapshot = %self.name, ?error, "it is still in use; its release tries again");
+                return;
+            }
         }
-        // What cannot be removed now is told when it is released: its guards are kept then.
-        let gone = std::mem::replace(&mut *kind, Kind::Gone);
-        if let Err(failure) = remove(gone) {
+        if let Err(failure) = remove(std::mem::replace(&mut *kind, Kind::Gone)) {
             tracing::warn!(snapshot = %self.name, failure = %failure.in_full(), "it is left, for `thaw`");
         }
     }
@@ -281,6 +289,10 @@ fn remove(kind: Kind) -> Result<(), Failure> {
         Kind::Zfs { snapshot, .. } => Ok(snapshot.release()?),
         Kind::Gone => Ok(()),
     }
+}
+
+fn has_overflowed(gauge: &Gauge) -> bool {
+    !gauge.is_thin() && matches!(gauge.read(), Ok(Fill::Invalid))
 }
 
 fn mount(
@@ -311,7 +323,10 @@ fn joined(dir: &Path, below: &Path) -> PathBuf {
 
 fn places_of_datasets(snapshot: &ZfsSnapshot, mounts: &Mounts, real: &Path) -> Vec<Place> {
     let all = snapshot.places();
-    let first = all.first().map(|(_, dir)| joined(dir, &inside(mounts, real)));
+    let first = all.first().map(|(dataset, dir)| match real.strip_prefix(&dataset.mounted) {
+        Ok(below) => joined(dir, below),
+        Err(_) => joined(dir, &inside(mounts, real)),
+    });
     let own = first.map(|at| Place { of: real.to_owned(), at });
     let below = all
         .iter()
