@@ -83,9 +83,9 @@ fn store(run: &Run<'_>, request: &Request<'_>, notes: &mut Vec<Problem>) -> Resu
     notes.extend(run.sweep()?.left);
     let mut repository = run.open(request.application)?;
     let previous = repository.backups()?;
-    let (plan, _) = plan(run, request.application)?;
+    let (plan, facts) = plan(run, request.application)?;
     let fingerprints = Fingerprints::of(&mut repository, &previous);
-    let drivers = drivers::build(run, &plan, &|source| fingerprints.get(source))?;
+    let drivers = drivers::build(run, &plan, &facts, &|source| fingerprints.get(source))?;
     let mut store = Stoppable { store: &mut repository as &mut dyn Store, interrupt: request.interrupt };
     backup::run(Job {
         plan: &plan,

@@ -9,13 +9,19 @@ use std::{
 };
 
 use engines::{
-    fs::{Form, Held, SnapshotPinner, TreePinner},
+    fs::{Form, Held, SnapshotPinner, TreePinner, VolumePinner, Volumes},
+    server::{
+        self, ServerLock,
+        dump::DumpPinner,
+        files::{FilesForm, FilesPinner},
+        physical::PhysicalPinner,
+    },
     sqlite::{self, Holder, SqliteLock, SqlitePinner},
 };
 use model::{
     id::SourceId,
     inventory::{Application, Database, ProcessSelector},
-    plan::{CutPlan, Facts, HoldMethod, PinMethod, PinPlan},
+    plan::{CutPlan, Facts, HoldMethod, PinMethod, PinPlan, ServerPlan, TreePlan},
     port::{Failure, FailureKind, Hold, Pinner},
     undo::ProcessRef,
 };
@@ -56,6 +62,10 @@ pub fn facts(run: &Run<'_>, application: &Application) -> Result<Facts, Failure>
         Database::Sqlite { path } => Some(sqlite::probe(database.id(), path, &staging(run, path))),
         Database::Server(_) => None,
     });
+    let servers = application.databases.iter().filter_map(|database| match database {
+        Database::Server(found) => Some(server::probe(found, &|path| staging(run, path))),
+        Database::Sqlite { .. } => None,
+    });
     let directories = application.directories.iter().map(|directory| {
         let exclude: Vec<String> = directory.exclude.iter().map(|glob| glob.glob().to_owned()).collect();
         engines::fs::probe(&directory.id(), &directory.path, &exclude, &staging_dir)
@@ -63,7 +73,7 @@ pub fn facts(run: &Run<'_>, application: &Application) -> Result<Facts, Failure>
     Ok(Facts {
         sqlite: sqlite.collect(),
         directories: directories.collect(),
-        servers: vec![],
+        servers: servers.collect(),
         process: application.process.as_ref().map(process::facts),
     })
 }
@@ -75,13 +85,16 @@ pub fn facts(run: &Run<'_>, application: &Application) -> Result<Facts, Failure>
 pub fn build(
     run: &Run<'_>,
     plan: &CutPlan,
+    facts: &Facts,
     fingerprint: &dyn Fn(&SourceId) -> Option<sqlite::Fingerprint>,
 ) -> Result<Drivers, Failure> {
     let means =
         sqlite::Means { helper: run.helper.clone(), journal: run.journal(), clock: Arc::clone(&run.clock) };
     let mut holds: Vec<Box<dyn Hold>> = Vec::new();
     let mut holders: HashMap<SourceId, Holder> = HashMap::new();
+    let mut servers: HashMap<SourceId, server::Holder> = HashMap::new();
     let mut held: Vec<Arc<Mutex<Vec<ProcessRef>>>> = Vec::new();
+    let serving = serving(facts);
     for hold in &plan.holds {
         match &hold.method {
             HoldMethod::StopHook { stop, start } => {
@@ -92,9 +105,13 @@ pub fn build(
                 holders.insert(source.clone(), lock.holder());
                 holds.push(Box::new(lock));
             }
-            HoldMethod::ServerSlowLock(lock) | HoldMethod::ServerFinalLock(lock) => {
-                return Err(not_wired(&lock.source));
+            // Both holds are of one session, and the final one follows the slow one in every plan.
+            HoldMethod::ServerSlowLock(lock) => {
+                let server = ServerLock::new(lock, plan.stall_budget, server_means(run));
+                servers.insert(lock.source.clone(), server.holder());
+                holds.extend(server.into_holds());
             }
+            HoldMethod::ServerFinalLock(_) => {}
             HoldMethod::ServerProcess { source, process, method } => {
                 let selector = ProcessSelector::Process(*process);
                 let except = [run.logbook().watchdog_pid()?];
@@ -104,17 +121,35 @@ pub fn build(
                 holds.push(Box::new(server));
             }
             HoldMethod::Processes { selector, method } => {
-                let except = [run.logbook().watchdog_pid()?];
+                let mut except = vec![run.logbook().watchdog_pid()?];
+                // A server that is part of this application's unit has to answer while the others stand still.
+                except.extend(serving.iter().copied());
                 let processes = ProcessHold::new(selector.clone(), method.clone(), except, run.journal());
                 held.push(processes.held());
                 holds.push(Box::new(processes));
             }
         }
     }
-    let held = all_of(held);
-    let pinner = |pin| pinner(run, pin, &means, &holders, &held, fingerprint);
-    let pinners = plan.pins.iter().map(pinner).collect::<Result<_, _>>()?;
+    let pinning = Pinning {
+        run,
+        means: &means,
+        holders: &holders,
+        servers: &servers,
+        held: all_of(held),
+        volumes: Volumes::new(run.journal(), Arc::clone(&run.clock), run.inventory.state().join("staging")),
+        fingerprint,
+    };
+    let pinners = plan.pins.iter().map(|pin| pinning.pinner(pin)).collect::<Result<_, _>>()?;
     Ok(Drivers { holds, pinners })
+}
+
+fn server_means(run: &Run<'_>) -> server::Means {
+    server::Means { journal: run.journal(), clock: Arc::clone(&run.clock), helper: run.helper.clone() }
+}
+
+/// The processes of servers that are asked under the freeze.
+fn serving(facts: &Facts) -> Vec<u32> {
+    facts.servers.iter().filter_map(|f| f.served_by.as_ref()).map(|who| who.process.pid).collect()
 }
 
 /// The processes that any of the holds holds at the time of asking.
@@ -125,43 +160,66 @@ fn all_of(held: Vec<Arc<Mutex<Vec<ProcessRef>>>>) -> Held {
     })
 }
 
-fn not_wired(source: &SourceId) -> Failure {
-    Failure::new(FailureKind::Refused, format!("{source} cannot be backed up by this build"), "")
+/// What all pinners of a plan share.
+struct Pinning<'a> {
+    run: &'a Run<'a>,
+    means: &'a sqlite::Means,
+    holders: &'a HashMap<SourceId, Holder>,
+    servers: &'a HashMap<SourceId, server::Holder>,
+    held: Held,
+    /// Sources on one volume share its snapshot.
+    volumes: Volumes,
+    fingerprint: &'a dyn Fn(&SourceId) -> Option<sqlite::Fingerprint>,
 }
 
-fn pinner(
-    run: &Run<'_>,
-    pin: &PinPlan,
-    means: &sqlite::Means,
-    holders: &HashMap<SourceId, Holder>,
-    held: &Held,
-    fingerprint: &dyn Fn(&SourceId) -> Option<sqlite::Fingerprint>,
-) -> Result<Box<dyn Pinner>, Failure> {
-    let tree = |plan, form| {
-        let (journal, clock) = (run.journal(), Arc::clone(&run.clock));
-        let pinner = TreePinner::new(pin.source.clone(), plan, form, pin.staging.clone(), journal, clock)?;
-        Ok(Box::new(pinner.with_held(Arc::clone(held))) as Box<dyn Pinner>)
-    };
-    match &pin.method {
-        PinMethod::TwoPassReflink(plan) => tree(plan, Form::Fast),
-        PinMethod::TwoPassCopy(plan) => tree(plan, Form::Plain),
-        PinMethod::BtrfsSnapshot(plan) => {
-            let (journal, clock) = (run.journal(), Arc::clone(&run.clock));
-            let pinner = SnapshotPinner::new(pin.source.clone(), plan, pin.staging.clone(), journal, clock)?;
-            Ok(Box::new(pinner))
-        }
-        PinMethod::VolumeSnapshot(_)
-        | PinMethod::ServerVolumes(_)
-        | PinMethod::ServerReflink(_)
-        | PinMethod::ServerPhysical(_)
-        | PinMethod::ServerDump(_) => Err(not_wired(&pin.source)),
-        PinMethod::SqliteReflink(_) | PinMethod::SqliteTransaction(_) | PinMethod::SqlitePages(_) => {
-            let holder = holders.get(&pin.source).cloned().ok_or_else(|| {
-                let what = format!("{} is to be pinned without its lock", pin.source);
-                Failure::new(FailureKind::Refused, what, "please report this plan")
-            })?;
-            let previous = fingerprint(&pin.source);
-            Ok(Box::new(SqlitePinner::new(pin, holder, means.clone(), previous)?))
-        }
+impl Pinning<'_> {
+    fn pinner(&self, pin: &PinPlan) -> Result<Box<dyn Pinner>, Failure> {
+        let (journal, clock) = (self.run.journal(), Arc::clone(&self.run.clock));
+        let (source, staging) = (pin.source.clone(), pin.staging.clone());
+        Ok(match &pin.method {
+            PinMethod::TwoPassReflink(plan) => self.tree(pin, plan, Form::Fast)?,
+            PinMethod::TwoPassCopy(plan) => self.tree(pin, plan, Form::Plain)?,
+            PinMethod::BtrfsSnapshot(plan) => {
+                Box::new(SnapshotPinner::new(source, plan, staging, journal, clock)?)
+            }
+            PinMethod::VolumeSnapshot(plan) => {
+                let volume = self.volumes.share(&plan.volume, plan.size);
+                Box::new(VolumePinner::new(source, plan, volume, clock)?)
+            }
+            PinMethod::SqliteReflink(_) | PinMethod::SqliteTransaction(_) | PinMethod::SqlitePages(_) => {
+                let holder = self.holders.get(&source).cloned().ok_or_else(|| without_lock(&source))?;
+                let previous = (self.fingerprint)(&source);
+                Box::new(SqlitePinner::new(pin, holder, self.means.clone(), previous)?)
+            }
+            PinMethod::ServerVolumes(plan) => self.files(pin, plan, FilesForm::Volumes)?,
+            PinMethod::ServerReflink(plan) => self.files(pin, plan, FilesForm::Reflink)?,
+            PinMethod::ServerPhysical(plan) => {
+                Box::new(PhysicalPinner::new(pin, plan, self.server(pin)?, server_means(self.run))?)
+            }
+            PinMethod::ServerDump(plan) => {
+                Box::new(DumpPinner::new(pin, plan, self.server(pin)?, server_means(self.run))?)
+            }
+        })
     }
+
+    fn tree(&self, pin: &PinPlan, plan: &TreePlan, form: Form) -> Result<Box<dyn Pinner>, Failure> {
+        let (journal, clock) = (self.run.journal(), Arc::clone(&self.run.clock));
+        let pinner = TreePinner::new(pin.source.clone(), plan, form, pin.staging.clone(), journal, clock)?;
+        Ok(Box::new(pinner.with_held(Arc::clone(&self.held))))
+    }
+
+    fn files(&self, pin: &PinPlan, plan: &ServerPlan, form: FilesForm) -> Result<Box<dyn Pinner>, Failure> {
+        let (journal, clock) = (self.run.journal(), Arc::clone(&self.run.clock));
+        let (holder, held) = (self.server(pin)?, Arc::clone(&self.held));
+        Ok(Box::new(FilesPinner::new(pin, plan, form, holder, &self.volumes, held, journal, clock)?))
+    }
+
+    fn server(&self, pin: &PinPlan) -> Result<server::Holder, Failure> {
+        self.servers.get(&pin.source).cloned().ok_or_else(|| without_lock(&pin.source))
+    }
+}
+
+fn without_lock(source: &SourceId) -> Failure {
+    let what = format!("{source} is to be pinned without its lock");
+    Failure::new(FailureKind::Refused, what, "please report this plan")
 }
