@@ -10,13 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use engines::server::{Means, ServerLock};
+use engines::server::{Means, ServerLock, probe};
 use model::{
     id::SourceId,
+    inventory::ServerDatabase,
     plan::{HoldClass, ServerLockPlan},
     port::{Clock, Failure, FailureKind, Frozen, Hold},
     problem::Problem,
-    server::{Flavor, ServerAccess, ServerAddress, ServerPosition},
+    server::{Flavor, RootRole, ServerAccess, ServerAddress, ServerPosition},
     time::Deadline,
     verdict::Stillness,
 };
@@ -550,4 +551,78 @@ fn a_password_of_mysql_8_is_taken_from_a_file() {
             assert!(!failure.in_full().contains("guess"), "{}", failure.in_full());
         }
     }
+}
+
+fn facts(server: &ScriptedServer, end_blocking_queries: bool) -> model::server::ServerFacts {
+    let database =
+        ServerDatabase { access: access(server), databases: vec![], service: None, end_blocking_queries };
+    probe(&database, &|_| vec![])
+}
+
+#[test]
+fn the_data_dictionary_leads_to_tablespaces_outside_the_data_directory() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let base = dir.path().canonicalize().expect("real");
+    let at = |name: &str| base.join(name);
+    let text = |name: &str| at(name).display().to_string();
+    for name in ["data/app", "far/app", "undo", "dblwr"] {
+        fs::create_dir_all(at(name)).expect("made");
+    }
+    for name in ["data/ibdata1", "data/app/t.ibd", "far/app/x.ibd", "undo/u.ibu", "keys", "data/s.lock"] {
+        fs::write(at(name), "x").expect("written");
+    }
+    let server = ScriptedServer::version("8.4.3")
+        .variable("datadir", &text("data"))
+        .variable("mysqlx_socket", &text("data/s"))
+        .variable("innodb_doublewrite_dir", &text("dblwr"))
+        .file("./app/t.ibd", "TABLESPACE")
+        .file(&text("far/app/x.ibd"), "TABLESPACE")
+        .file(&text("undo/u.ibu"), "UNDO LOG")
+        .file("./ibtmp1", "TEMPORARY")
+        .keyring(&text("keys"))
+        .start();
+    // Whoever serves a data directory has files of it open: here that is this very process.
+    let _open = fs::File::open(at("data/ibdata1")).expect("open");
+    let facts = facts(&server, false);
+    assert_eq!(facts.refusal, None);
+    let roots: Vec<_> = facts.roots.iter().map(|root| (root.role, root.path.clone())).collect();
+    let expected = [
+        (RootRole::Data, at("data")),
+        (RootRole::SystemTablespace, at("dblwr")),
+        (RootRole::External, at("far/app")),
+        (RootRole::Keyring, at("keys")),
+        (RootRole::Undo, at("undo")),
+    ];
+    assert_eq!(roots, expected);
+    assert!(facts.roots[0].exclude.iter().any(|glob| glob == "s.lock"), "{:?}", facts.roots[0].exclude);
+    assert_eq!(facts.files, 5, "data, a table, a far one, undo and keys: {:?}", facts.notes);
+    assert_eq!(facts.settings.get("gtid_mode").map(String::as_str), Some("ON"));
+    assert_eq!(facts.version.expect("a version").number, (8, 4, 3));
+}
+
+#[test]
+fn facts_name_what_the_account_lacks_and_whom_the_server_replicates() {
+    let channel =
+        Channel { name: String::new(), host: "db1".into(), executed: ("b.3".into(), 4), applies: true };
+    let server = ScriptedServer::version("8.0.36")
+        .grants(&[
+            "GRANT SELECT, RELOAD, PROCESS ON *.* TO `root`@`localhost`",
+            "GRANT `r`@`%` TO `root`@`localhost`",
+        ])
+        .replicates_from(channel)
+        .variable("replica_preserve_commit_order", "OFF")
+        .variable("innodb_flush_log_at_trx_commit", "0")
+        .table("app", "m", "MyISAM")
+        .start();
+    let facts = facts(&server, true);
+    assert_eq!(facts.refusal, None);
+    let lacks: Vec<&str> = facts.missing_privileges.iter().map(|privilege| privilege.name.as_str()).collect();
+    assert_eq!(lacks, ["BACKUP_ADMIN", "REPLICATION CLIENT", "SYSTEM_VARIABLES_ADMIN", "CONNECTION_ADMIN"]);
+    assert!(facts.missing_privileges[0].grant.contains("`root`@`localhost`"));
+    let replica = &facts.replicas[0];
+    assert_eq!((replica.source.as_str(), replica.applies, replica.out_of_order), ("db1:3306", true, true));
+    let engines: Vec<_> =
+        facts.engines.iter().map(|engine| (engine.name.as_str(), engine.transactional)).collect();
+    assert_eq!(engines, [("InnoDB", true), ("MyISAM", false)]);
+    assert_eq!(facts.flush_log_at_commit, 0);
 }

@@ -85,6 +85,20 @@ impl ScriptedBuilder {
         self
     }
 
+    /// A tablespace's file, as `information_schema.FILES` names it.
+    #[must_use]
+    pub fn file(self, name: &str, kind: &str) -> Self {
+        self.core.change(|state| state.files.push((name.to_owned(), kind.to_owned())));
+        self
+    }
+
+    /// The file of its keyring component.
+    #[must_use]
+    pub fn keyring(self, file: &str) -> Self {
+        self.core.change(|state| state.keyring = Some(file.to_owned()));
+        self
+    }
+
     /// Statements that contain this text take so long. `COMMIT` stands for every commit.
     #[must_use]
     pub fn takes(self, text: &str, how_long: Duration) -> Self {

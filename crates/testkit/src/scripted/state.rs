@@ -159,6 +159,9 @@ pub(super) struct State {
     pub(super) metadata_locks: bool,
     /// Schema, name and engine.
     pub(super) user_tables: Vec<(String, String, String)>,
+    /// Name and type of tablespaces' files.
+    pub(super) files: Vec<(String, String)>,
+    pub(super) keyring: Option<String>,
     pub(super) started: Instant,
     pub(super) down: bool,
 }
@@ -184,6 +187,8 @@ impl State {
             durations: vec![],
             metadata_locks: true,
             user_tables: vec![("app".to_owned(), "t".to_owned(), "InnoDB".to_owned())],
+            files: vec![("./ibdata1".to_owned(), "TABLESPACE".to_owned())],
+            keyring: None,
             started: Instant::now(),
             down: false,
         }

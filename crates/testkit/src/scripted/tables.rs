@@ -121,7 +121,12 @@ fn functions(database: &Connection, state: &State, id: u64) -> rusqlite::Result<
     let user =
         state.sessions.get(&id).map_or_else(String::new, |session| format!("{}@localhost", session.user));
     let number = |value: u64| i64::try_from(value).unwrap_or(0);
-    let texts = [("version", state.version.clone()), ("current_user", user.clone()), ("user", user)];
+    let texts = [
+        ("version", state.version.clone()),
+        ("current_user", user.clone()),
+        ("user", user),
+        ("current_role", "NONE".to_owned()),
+    ];
     let flags = FunctionFlags::SQLITE_UTF8;
     for (name, text) in texts {
         database.create_scalar_function(name, 0, flags, move |_| Ok(text.clone()))?;
@@ -353,7 +358,7 @@ fn fixed(state: &State) -> Vec<Table> {
         Table {
             name: "information_schema.plugins",
             columns: &["PLUGIN_NAME TEXT", "PLUGIN_STATUS TEXT", "PLUGIN_TYPE TEXT", "PLUGIN_LIBRARY TEXT"],
-            rows: vec![row(&["InnoDB", "ACTIVE", "STORAGE ENGINE", ""])],
+            rows: vec![vec![some("InnoDB"), some("ACTIVE"), some("STORAGE ENGINE"), None]],
         },
         Table {
             name: "information_schema.innodb_datafiles",
@@ -369,10 +374,12 @@ fn fixed(state: &State) -> Vec<Table> {
                 "TABLESPACE_NAME TEXT",
                 "ENGINE TEXT",
             ],
-            rows: vec![
-                row(&["0", "./ibdata1", "TABLESPACE", "innodb_system", "InnoDB"]),
-                row(&["2", "./app/t.ibd", "TABLESPACE", "app/t", "InnoDB"]),
-            ],
+            rows: state.files.iter().map(|(name, kind)| row(&["2", name, kind, "t", "InnoDB"])).collect(),
+        },
+        Table {
+            name: "performance_schema.keyring_component_status",
+            columns: &["STATUS_KEY TEXT", "STATUS_VALUE TEXT"],
+            rows: state.keyring.iter().map(|file| row(&["Data_file", file])).collect(),
         },
     ]
 }

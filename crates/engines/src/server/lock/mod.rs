@@ -26,6 +26,7 @@ use model::{
     verdict::Stillness,
 };
 
+pub(super) use self::mysql::replicas as mysql_replicas;
 use self::session::{Reached, Session};
 use super::{Means, connect::Connection, position};
 

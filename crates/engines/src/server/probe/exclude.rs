@@ -39,13 +39,16 @@ fn candidates(variables: &Variables) -> Vec<(PathBuf, &'static [&'static str])> 
     const LOGS: &[&str] = &[".[0-9]*", ".index", ".state"];
     const RELAYED: &[&str] = &[".[0-9]*", ".index", "-*.[0-9]*", "-*.index"];
     const ITSELF: &[&str] = &[""];
+    // MySQL writes its process id beside its sockets, and does not start while a process has that id.
+    const SOCKET: &[&str] = &["", ".lock"];
     let mut found = vec![];
     let mut add = |names: &[&str], ends| {
         found.extend(names.iter().filter_map(|name| Some((variables.path(name)?, ends))));
     };
     add(&["log_bin_basename"], LOGS);
     add(&["relay_log_basename"], RELAYED);
-    add(&["log_bin_index", "relay_log_index", "socket", "pid_file", "tmpdir", "innodb_tmpdir"], ITSELF);
+    add(&["log_bin_index", "relay_log_index", "pid_file", "tmpdir", "innodb_tmpdir"], ITSELF);
+    add(&["socket", "mysqlx_socket"], SOCKET);
     add(
         &[
             "log_error",

@@ -3,6 +3,7 @@
 //! Crash story: reads only; [`probe`] never fails: what keeps the server from being backed up is the facts' refusal.
 
 mod exclude;
+mod mysql;
 mod privileges;
 mod process;
 mod roots;
@@ -30,6 +31,7 @@ use super::{
     PATIENCE,
     connect::{Connection, wrong_flavor},
     error::ServerError,
+    lock::mysql_replicas,
     position, version,
 };
 
@@ -86,7 +88,7 @@ fn look(
     facts.missing_privileges = lacks(&mut connection, server, &version, facts).map_err(said)?;
     of_tables(&mut connection, server, &variables, facts)?;
     of_replication(&mut connection, facts).map_err(said)?;
-    of_files(&connection, &variables, staging, facts)?;
+    of_files(&mut connection, &variables, staging, facts)?;
     facts.can_run_backup_tool = version.flavor == Flavor::MariaDb && fits(&version);
     Ok(())
 }
@@ -171,6 +173,10 @@ fn of_tables(
 /// An account that may not see it is told so by the privileges that it lacks.
 fn of_replication(connection: &mut Connection, facts: &mut ServerFacts) -> Result<(), ServerError> {
     if connection.version().flavor == Flavor::MySql {
+        facts.replicas = match mysql_replicas(connection, PATIENCE) {
+            Err(error) if error.code().is_some() => vec![],
+            other => other?,
+        };
         return Ok(());
     }
     let channels = match position::channels(connection, PATIENCE) {
@@ -198,7 +204,7 @@ fn of_replication(connection: &mut Connection, facts: &mut ServerFacts) -> Resul
 
 /// Process and directories, if they are on this machine and those that the server means.
 fn of_files(
-    connection: &Connection,
+    connection: &mut Connection,
     variables: &Variables,
     staging: &dyn Fn(&Path) -> Vec<PathBuf>,
     facts: &mut ServerFacts,
@@ -210,7 +216,11 @@ fn of_files(
             return Ok(());
         }
     }
-    let found = roots::find(variables, staging)?;
+    let more = match connection.version().flavor {
+        Flavor::MariaDb => vec![],
+        Flavor::MySql => mysql::places(connection, variables).map_err(said)?,
+    };
+    let found = roots::find(variables, more, staging)?;
     facts.roots = found.facts;
     facts.files = found.walked.files;
     facts.bytes = Bytes(found.walked.bytes);

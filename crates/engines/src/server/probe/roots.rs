@@ -37,14 +37,19 @@ pub(super) struct Roots {
     pub(super) notes: Vec<String>,
 }
 
-/// Finds them, the data directory first. `staging` says where clones of files in a directory could be put, best first.
-pub(super) fn find(variables: &Variables, staging: &dyn Fn(&Path) -> Vec<PathBuf>) -> Result<Roots, Refusal> {
+/// Finds them, the data directory first, those named in `more` too. `staging` says where clones of files in a directory could
+/// be put, best first.
+pub(super) fn find(
+    variables: &Variables,
+    more: Vec<(RootRole, PathBuf)>,
+    staging: &dyn Fn(&Path) -> Vec<PathBuf>,
+) -> Result<Roots, Refusal> {
     let data = variables.path("datadir").ok_or_else(|| unseen(Path::new("datadir"), "is not told"))?;
     let data = real(&data)?;
     let mounts = Mounts::read().map_err(|error| unseen(&data, &error.to_string()))?;
     let mut roots = Roots { facts: vec![], walked: Walked::default(), notes: vec![] };
     let mut queue: VecDeque<(RootRole, PathBuf)> = VecDeque::from([(RootRole::Data, data.clone())]);
-    for (role, path) in named(variables) {
+    for (role, path) in named(variables).into_iter().chain(more) {
         queue.push_back((role, real(&path)?));
     }
     while let Some((role, path)) = queue.pop_front() {
@@ -221,7 +226,8 @@ mod tests {
             ("aria_log_dir_path", "./"),
             ("file_key_management_filename", &text("keys/k")),
         ]);
-        let roots = find(&variables, &|_| vec![]).unwrap_or_else(|refusal| panic!("{}", refusal.what));
+        let roots =
+            find(&variables, vec![], &|_| vec![]).unwrap_or_else(|refusal| panic!("{}", refusal.what));
         let found: Vec<_> = roots.facts.iter().map(|root| (root.role, root.path.clone())).collect();
         let expected = [
             (RootRole::Data, at("data")),

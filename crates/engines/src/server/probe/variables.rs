@@ -10,7 +10,7 @@ use std::{
 use super::super::{PATIENCE, connect::Connection, error::ServerError};
 
 /// Without these a copy does not open or means something else, or whoever restores it wants to know them.
-const KEPT: [&str; 46] = [
+const KEPT: [&str; 50] = [
     "aria_block_size",
     "aria_log_dir_path",
     "aria_log_file_size",
@@ -21,10 +21,12 @@ const KEPT: [&str; 46] = [
     "collation_server",
     "datadir",
     "default_storage_engine",
+    "enforce_gtid_consistency",
     "explicit_defaults_for_timestamp",
     "file_key_management_encryption_algorithm",
     "file_key_management_filename",
     "gtid_domain_id",
+    "gtid_mode",
     "gtid_strict_mode",
     "ignore_db_dirs",
     "innodb_checksum_algorithm",
@@ -32,7 +34,9 @@ const KEPT: [&str; 46] = [
     "innodb_data_file_path",
     "innodb_data_home_dir",
     "innodb_default_row_format",
+    "innodb_directories",
     "innodb_doublewrite",
+    "innodb_doublewrite_dir",
     "innodb_encrypt_log",
     "innodb_encrypt_tables",
     "innodb_file_per_table",

@@ -34,6 +34,7 @@ use model::{
 };
 
 use self::guard::Guard;
+pub(in super::super) use self::position::replicas;
 use super::{
     super::{
         Means, PATIENCE,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use model::{
     port::{Failure, FailureKind},
     problem::Problem,
-    server::{Applied, BinlogPosition, Gtids, ServerPosition},
+    server::{Applied, BinlogPosition, Gtids, Replica, ServerPosition},
 };
 
 use super::super::super::{
@@ -47,10 +47,36 @@ fn plain(gtids: &str) -> String {
     gtids.split_whitespace().collect()
 }
 
-fn applied(connection: &mut Connection, within: Duration) -> Result<Vec<Applied>, ServerError> {
+/// The sources that it replicates from.
+///
+/// # Errors
+/// If the server does not answer, or a privilege is missing.
+pub(in super::super::super) fn replicas(
+    connection: &mut Connection,
+    within: Duration,
+) -> Result<Vec<Replica>, ServerError> {
+    let rows = channels(connection, within)?;
+    if rows.is_empty() {
+        return Ok(vec![]);
+    }
+    let out_of_order = workers(connection, within)? > 1
+        && renamed(connection, "replica_preserve_commit_order", "slave_preserve_commit_order", within)? == 0;
+    let replica = |row: &Row| {
+        let Applied { channel, source, .. } = channel(row, false);
+        let running = row.named(&["Replica_SQL_Running", "Slave_SQL_Running"]);
+        Replica { channel, source, applies: running.as_deref() == Some("Yes"), out_of_order }
+    };
+    Ok(rows.iter().map(replica).collect())
+}
+
+fn channels(connection: &mut Connection, within: Duration) -> Result<Vec<Row>, ServerError> {
     let status =
         if connection.version().number >= (8, 0, 22) { "SHOW REPLICA STATUS" } else { "SHOW SLAVE STATUS" };
-    let rows = connection.rows(status, within)?;
+    connection.rows(status, within)
+}
+
+fn applied(connection: &mut Connection, within: Duration) -> Result<Vec<Applied>, ServerError> {
+    let rows = channels(connection, within)?;
     if rows.is_empty() {
         return Ok(vec![]);
     }
@@ -71,11 +97,16 @@ fn channel(row: &Row, is_complete: bool) -> Applied {
     }
 }
 
-/// How many threads apply at once; the variable was renamed in 8.0.26.
+/// How many threads apply at once.
 fn workers(connection: &mut Connection, within: Duration) -> Result<u64, ServerError> {
-    match connection.number("SELECT @@global.replica_parallel_workers", within) {
+    renamed(connection, "replica_parallel_workers", "slave_parallel_workers", within)
+}
+
+/// A variable that has a new name since 8.0.26.
+fn renamed(connection: &mut Connection, new: &str, old: &str, within: Duration) -> Result<u64, ServerError> {
+    match connection.number(&format!("SELECT @@global.{new}"), within) {
         Err(error) if error.code() == Some(code::UNKNOWN_VARIABLE) => {
-            connection.number("SELECT @@global.slave_parallel_workers", within)
+            connection.number(&format!("SELECT @@global.{old}"), within)
         }
         other => other,
     }
