@@ -2,6 +2,8 @@
 //! built on have no ZFS: it keeps copies of directories where the real one keeps snapshots. Which datasets are mounted is
 //! read from a table of our own, laid over `/proc/self/mountinfo` in a mount namespace of this process. Needs root.
 
+#![allow(clippy::print_stdout, reason = "a test program tells what it does")]
+
 mod fs_support;
 
 use std::{
@@ -29,6 +31,8 @@ use model::{
 use os::clock::deadline_in;
 use testkit::conformance::pinner::suite;
 
+type Case = fn(&Scene);
+
 const INSIDE: &str = "STILLPOINT_STANDIN_INSIDE";
 
 fn main() -> ExitCode {
@@ -36,7 +40,7 @@ fn main() -> ExitCode {
         return again();
     }
     let scene = Scene::new();
-    let cases: [(&str, fn(&Scene)); 7] = [
+    let cases: [(&str, Case); 7] = [
         ("a_dataset_is_a_pinner", conforms),
         ("datasets_inside_are_taken_at_the_same_instant", with_children),
         ("other_snapshots_stay_and_ours_are_held_while_they_are_read", holds),
