@@ -5,11 +5,14 @@
 //! they are made. [`Beside::swap`] writes down every rename before it does the first; until its last line a
 //! dead run's successor brings the old state back, after it the old state is only still to be removed.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{
-    id::BackupId,
-    port::{Failure, Journal},
+    id::{BackupId, SourceId},
+    port::{Failure, FailureKind, Hold, Journal},
     problem::Problem,
     restore::{Listed, Listing, Opened, Place, RestorePlan, SiteFacts},
 };
@@ -80,6 +83,44 @@ pub trait Site: Sync {
         listing: &'a Listing,
         journal: &Arc<dyn Journal>,
     ) -> Result<Box<dyn Beside + 'a>, Failure>;
+    /// Removes the old state that a swap has kept, all but binary logs of servers, which no backup holds: they are
+    /// put into a directory of their own. Without it everything stays kept.
+    fn remove_old(&self, kept: &[PathBuf], _journal: &Arc<dyn Journal>) -> Swapped {
+        Swapped { kept: kept.to_vec(), problems: Vec::new() }
+    }
+}
+
+/// Where an object of the backup lies while it is written beside; `None` if it is not restored.
+pub type Lies<'a> = dyn Fn(&Path) -> Option<PathBuf> + 'a;
+
+/// A database server that a restore in place replaces or loads.
+pub trait ServerTarget {
+    /// The source.
+    fn source(&self) -> SourceId;
+    /// Stops it before its directories are replaced, and starts it after; nothing if it has no hooks, or runs on.
+    fn service(&self) -> Option<Box<dyn Hold>>;
+    /// Makes what was written beside such that it can be put in place: replays logs, finishes transactions. Called
+    /// before anybody is stopped.
+    ///
+    /// # Errors
+    /// If it cannot be put in place: then nothing is.
+    fn ready(&mut self, lies: &Lies<'_>) -> Result<Vec<Problem>, Failure>;
+    /// Replaces databases of the running server. Called with the application stopped, before anything is swapped.
+    ///
+    /// # Errors
+    /// If they are not replaced; says what the server has now.
+    fn load(&mut self) -> Result<Vec<Problem>, Failure>;
+    /// After a failure, before anybody is started again: undoes [`ServerTarget::load`].
+    ///
+    /// # Errors
+    /// If it cannot be undone; says what the server has now.
+    fn put_back(&mut self) -> Result<(), Failure>;
+    /// After everything is in place and it was started: whether it answers and its tables open. From here on nothing
+    /// is put back.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    fn check(&mut self) -> Result<Vec<Problem>, Failure>;
 }
 
 /// What is written beside. Dropping it removes it.
@@ -118,6 +159,13 @@ pub trait Beside: Sync {
     /// # Errors
     /// If it cannot be opened.
     fn reread(&self, part: usize, item: &Listed) -> Result<Box<dyn Comparing + '_>, Failure>;
+    /// Where the object of this part lies, with all it holds.
+    ///
+    /// # Errors
+    /// If it cannot be told.
+    fn lies(&self, _part: usize) -> Result<PathBuf, Failure> {
+        Err(Failure::new(FailureKind::Other, "it is not known where the restored lies", ""))
+    }
     /// Writes everything to disk.
     ///
     /// # Errors

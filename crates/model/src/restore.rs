@@ -27,12 +27,14 @@ mod describe;
 mod listing;
 mod make;
 mod places;
+mod server;
 mod work;
 
 pub use choose::{Choice, choose};
 pub use listing::{Listed, Listing, Weight};
 pub use make::{plan, still_open};
 pub use places::{databases, places};
+pub use server::{ServerAct, ServerPart, ServerSource, is_server_file, server_files, still_running};
 pub use work::{Work, work};
 
 /// What is asked for.
@@ -50,6 +52,10 @@ pub struct Request {
     pub has_hooks: bool,
     /// Restore in place although the backup is known to lack something.
     pub accept_incomplete: bool,
+    /// The database servers of the backup.
+    pub servers: Vec<ServerSource>,
+    /// To a directory: only these roots and database files of the backup; empty for everything.
+    pub only: Vec<PathBuf>,
 }
 
 /// Where a backup is restored to.
@@ -200,7 +206,10 @@ pub struct RestorePlan {
     pub parts: Vec<Part>,
     /// Files that are moved away without being replaced: sidecars of databases.
     pub drops: Vec<Drop>,
-    /// Databases and sidecars that no process may have open when they are replaced.
+    /// What is done with database servers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<ServerPart>,
+    /// Databases and sidecars, and files of servers, that no process may have open when they are replaced.
     #[serde(with = "pathtext::list")]
     pub must_be_closed: Vec<PathBuf>,
     /// The application's hooks stop it before the swap and start it after.

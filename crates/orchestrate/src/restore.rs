@@ -8,7 +8,7 @@
 //! A backup of the same application must not run beside us: the program holds its lock.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -18,10 +18,11 @@ use std::{
 
 use model::{
     port::{Clock, Failure, FailureKind, Frozen, Hold, Journal, Progress, Stage},
-    port_restore::{Beside, Contents, NotSwapped, Site, Swapped},
+    port_restore::{Beside, Contents, NotSwapped, ServerTarget, Site, Swapped},
     problem::{Effect, Problem},
     restore::{
-        Request, RestorePlan, RestoreReport, Target, Work, databases, places, sidecars, still_open, work,
+        Request, RestorePlan, RestoreReport, ServerAct, Target, Work, databases, places, server_files,
+        sidecars, still_open, work,
     },
     size::Bytes,
 };
@@ -29,6 +30,9 @@ use model::{
 /// How long the application may stay stopped, after its stop hook has ended, before the watchdog starts it.
 /// The swap itself takes a rename for each root and a sync.
 const STOPPED: Duration = Duration::from_secs(600);
+
+/// The same while databases are loaded, which may take as long as it takes.
+const LOADING: Duration = Duration::from_secs(24 * 3600);
 
 /// How many problems are told one by one.
 const MOST_PROBLEMS: usize = 1000;
@@ -62,7 +66,8 @@ pub fn plan(request: &Request, contents: &dyn Contents, site: &dyn Site) -> Resu
         Target::Directory { .. } => Vec::new(),
         Target::InPlace { .. } => {
             let databases = databases(&request.backup, listing)?;
-            databases.iter().flat_map(|d| [d.clone()].into_iter().chain(sidecars(d))).collect()
+            let files = databases.iter().flat_map(|d| [d.clone()].into_iter().chain(sidecars(d)));
+            files.chain(server_files(request)).collect()
         }
     };
     let facts = site.survey(&places, listing, &watched)?;
@@ -75,36 +80,58 @@ pub fn plan(request: &Request, contents: &dyn Contents, site: &dyn Site) -> Resu
 /// If nothing was restored: what was there is as it was, unless the failure says otherwise. Also if all was
 /// restored but the application could not be started. A restore to a directory that lacks something is a
 /// report with problems.
-pub fn run(
+pub fn run(plan: &RestorePlan, job: &Job<'_>, stop: Option<Box<dyn Hold>>) -> Result<RestoreReport, Failure> {
+    run_with(plan, job, stop, &mut [])
+}
+
+/// The same for a plan with database servers, each of which is in `servers`.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(
     plan: &RestorePlan,
     job: &Job<'_>,
-    mut stop: Option<Box<dyn Hold>>,
+    stop: Option<Box<dyn Hold>>,
+    servers: &mut [Box<dyn ServerTarget + '_>],
 ) -> Result<RestoreReport, Failure> {
     let started = job.clock.moment();
     let in_place = matches!(plan.target, Target::InPlace { .. });
     if plan.hooks && stop.is_none() {
         return Err(Failure::new(FailureKind::Other, "the plan has hooks, but none were given", ""));
     }
-    if !plan.hooks {
+    let services: Vec<Box<dyn Hold>> = servers.iter().filter_map(|server| server.service()).collect();
+    if !plan.hooks && services.is_empty() {
         refuse_open(plan, job.site)?;
+    }
+    // What a server replaces is kept until the restored one was started and checked.
+    let mut executed = plan.clone();
+    if replaces_server(plan) {
+        executed.target = Target::InPlace { keep_old: true };
     }
 
     // Nobody is held; everything is written beside.
-    let beside = job.site.begin(plan, job.contents.listing(), &job.journal)?;
+    let beside = job.site.begin(&executed, job.contents.listing(), &job.journal)?;
     let mut outcome = write(plan, job, beside.as_ref())?;
     outcome.problems.extend(job.contents.listing().problems.iter().cloned());
     let missing = outcome.problems.iter().find(|p| p.effect == Effect::Missing).cloned();
 
     // Put it in place.
     let mut places: Vec<PathBuf> = plan.parts.iter().map(|p| p.to.clone()).collect();
-    let swapped = match missing {
+    let mut swapped = match missing {
         Some(first) if in_place => return Err(not_swapped(&first, &outcome.problems, beside)),
         Some(_) => {
             places = vec![beside.leave_incomplete()?];
             Swapped::default()
         }
-        None => swap(plan, job, stop.as_deref_mut(), beside)?,
+        None => {
+            if in_place {
+                outcome.problems.extend(ready(plan, beside.as_ref(), servers)?);
+            }
+            let holds = stop.filter(|_| plan.hooks).into_iter().chain(services).collect();
+            swap(plan, job, holds, servers, beside)?
+        }
     };
+    settle_old(plan, job, &mut swapped);
 
     outcome.problems.extend(swapped.problems);
     Ok(RestoreReport {
@@ -122,6 +149,49 @@ pub fn run(
         next: next(plan),
         duration_s: job.clock.moment().since(started).as_secs_f64(),
     })
+}
+
+fn replaces_server(plan: &RestorePlan) -> bool {
+    plan.servers.iter().any(|server| server.act == ServerAct::Replace)
+}
+
+/// The old state of a server was kept while the new one was tried; it is removed if that went well.
+fn settle_old(plan: &RestorePlan, job: &Job<'_>, swapped: &mut Swapped) {
+    if !replaces_server(plan) || plan.target == (Target::InPlace { keep_old: true }) {
+        return;
+    }
+    if let Some(bad) = swapped.problems.iter().find(|p| p.effect == Effect::Missing) {
+        let what = format!("what was there before is kept, because of this: {bad}");
+        swapped.problems.push(Problem::new(
+            Effect::Note,
+            None,
+            what,
+            "remove it when it is not needed any more",
+        ));
+        return;
+    }
+    let left = job.site.remove_old(&swapped.kept, &job.journal);
+    swapped.kept = left.kept;
+    swapped.problems.extend(left.problems);
+}
+
+/// Servers make what was written beside such that it can be put in place.
+fn ready(
+    plan: &RestorePlan,
+    beside: &dyn Beside,
+    servers: &mut [Box<dyn ServerTarget + '_>],
+) -> Result<Vec<Problem>, Failure> {
+    let lies = |path: &Path| {
+        let (index, part) = plan.parts.iter().enumerate().find(|(_, part)| path.starts_with(&part.from))?;
+        let rest = path.strip_prefix(&part.from).ok()?;
+        let lies = beside.lies(index).ok()?;
+        Some(if rest.as_os_str().is_empty() { lies } else { lies.join(rest) })
+    };
+    let mut problems = Vec::new();
+    for server in servers {
+        problems.extend(server.ready(&lies)?);
+    }
+    Ok(problems)
 }
 
 /// What was written beside.
@@ -243,57 +313,139 @@ fn reread(job: &Job<'_>, beside: &dyn Beside, part: usize, item: usize) -> Resul
     Ok(vec![Problem::missing(&entry.path, what, "restore to another disk")])
 }
 
-/// Stops the application, if it has hooks, swaps, and starts it again on every way out.
+/// Stops the application, then the servers, as far as they have hooks, swaps, and starts all again in reverse on
+/// every way out.
 fn swap(
     plan: &RestorePlan,
     job: &Job<'_>,
-    hooks: Option<&mut (dyn Hold + 'static)>,
+    mut holds: Vec<Box<dyn Hold>>,
+    servers: &mut [Box<dyn ServerTarget + '_>],
     beside: Box<dyn Beside + '_>,
 ) -> Result<Swapped, Failure> {
-    let mut frozen = None;
-    if let Some(hook) = hooks.filter(|_| plan.hooks) {
-        hook.prepare()?;
-        frozen = Some(hook.freeze(model::time::Deadline(job.clock.moment().after(STOPPED)))?);
-    }
-    let swapped = swap_held(plan, job, frozen.as_deref_mut(), beside);
-    let Some(frozen) = frozen else { return swapped.map_err(|not| not.failure) };
-    let swapped = match swapped {
+    let mut stopped = Stopped::default();
+    let done = swap_stopped(plan, job, &mut holds, &mut stopped.0, servers, beside);
+    let swapped = match done {
         Err(NotSwapped { failure, is_mixed: true }) => {
             // Neither thawed nor dropped, which would start it on a mix: whoever undoes the journal brings the
             // old state back first and starts it then.
-            std::mem::forget(frozen);
+            if stopped.0.is_empty() {
+                return Err(failure);
+            }
+            std::mem::take(&mut stopped.0).into_iter().for_each(std::mem::forget);
             let what = format!("{}; the application stays stopped", failure.what);
             return Err(Failure { what, ..failure });
         }
-        swapped => swapped.map_err(|not| not.failure),
+        done => done.map_err(|not| put_back(not.failure, servers)),
     };
-    match (swapped, frozen.thaw()) {
+    let services = stopped.0.split_off(usize::from(plan.hooks).min(stopped.0.len()));
+    let mut started = start_all(services);
+    let swapped = match (swapped, &started) {
+        (Ok(mut swapped), Ok(())) => {
+            for server in servers {
+                swapped.problems.extend(checked(server.as_mut()));
+            }
+            Ok(swapped)
+        }
+        (swapped, _) => swapped,
+    };
+    started = both(started, start_all(std::mem::take(&mut stopped.0)));
+    match (swapped, started) {
         (swapped, Ok(())) => swapped,
         (Ok(_), Err(failure)) => Err(Failure::new(
             failure.kind,
-            "everything is restored and in place, but the application is not started again",
+            "everything is restored and in place, but not everything that was stopped is started again",
             failure.remedy.clone(),
         )
         .because(failure)),
         (Err(first), Err(second)) => {
-            let what = format!("{}; moreover the application is not started again: {second}", first.what);
+            let what = format!(
+                "{}; moreover not everything that was stopped is started again: {second}",
+                first.what
+            );
             let remedy = format!("{}; {}", first.remedy, second.remedy);
             Err(Failure::new(first.kind, what, remedy).because(first))
         }
     }
 }
 
-fn swap_held(
+/// What was loaded is undone before anybody is started again.
+fn put_back(failure: Failure, servers: &mut [Box<dyn ServerTarget + '_>]) -> Failure {
+    let undone = servers.iter_mut().fold(Ok(()), |before, server| both(before, server.put_back()));
+    match undone {
+        Ok(()) => failure,
+        Err(worse) => {
+            let what = format!("{}; moreover {}", failure.what, worse.in_full());
+            Failure { what, ..failure }
+        }
+    }
+}
+
+/// Who is stopped, in the order of stopping. Dropped, the last one is started first.
+#[derive(Default)]
+struct Stopped(Vec<Box<dyn Frozen>>);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        while let Some(frozen) = self.0.pop() {
+            drop(frozen);
+        }
+    }
+}
+
+/// Lets them run again, the last one first.
+fn start_all(stopped: Vec<Box<dyn Frozen>>) -> Result<(), Failure> {
+    stopped.into_iter().rev().fold(Ok(()), |before, frozen| both(before, frozen.thaw()))
+}
+
+fn both(first: Result<(), Failure>, second: Result<(), Failure>) -> Result<(), Failure> {
+    match (first, second) {
+        (Err(first), Err(second)) => {
+            let what = format!("{}; and {}", first.what, second.what);
+            Err(Failure::new(first.kind, what, format!("{}; {}", first.remedy, second.remedy)).because(first))
+        }
+        (first, second) => first.and(second),
+    }
+}
+
+/// A server that does not answer is something that is missing.
+fn checked(server: &mut (dyn ServerTarget + '_)) -> Vec<Problem> {
+    let source = server.source();
+    server.check().unwrap_or_else(|failure| {
+        let what = format!("the restored server cannot be checked: {}", failure.in_full());
+        vec![Problem::new(Effect::Missing, None, what, "look into its error log").of(&source)]
+    })
+}
+
+fn swap_stopped(
     plan: &RestorePlan,
     job: &Job<'_>,
-    frozen: Option<&mut (dyn Frozen + 'static)>,
+    holds: &mut [Box<dyn Hold>],
+    stopped: &mut Vec<Box<dyn Frozen>>,
+    servers: &mut [Box<dyn ServerTarget + '_>],
     beside: Box<dyn Beside + '_>,
 ) -> Result<Swapped, NotSwapped> {
+    let loads = plan.servers.iter().any(|server| server.act == ServerAct::Load);
+    let until = || model::time::Deadline(job.clock.moment().after(if loads { LOADING } else { STOPPED }));
+    let (application, services) = holds.split_at_mut(usize::from(plan.hooks));
+    for hold in application {
+        hold.prepare()?;
+        stopped.push(hold.freeze(until())?);
+    }
+    let mut loaded = Vec::new();
+    for server in servers {
+        loaded.extend(server.load()?);
+    }
+    for hold in services {
+        hold.prepare()?;
+        stopped.push(hold.freeze(until())?);
+    }
     refuse_open(plan, job.site)?;
-    if let Some(frozen) = frozen {
+    for frozen in stopped {
         frozen.prove()?;
     }
-    beside.swap()
+    let mut swapped = beside.swap()?;
+    swapped.problems.splice(0..0, loaded);
+    Ok(swapped)
 }
 
 fn refuse_open(plan: &RestorePlan, site: &dyn Site) -> Result<(), Failure> {

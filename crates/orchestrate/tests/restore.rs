@@ -134,6 +134,8 @@ fn request(target: Target, has_hooks: bool) -> Request {
         keep_out: vec![],
         has_hooks,
         accept_incomplete: false,
+        servers: vec![],
+        only: vec![],
     }
 }
 

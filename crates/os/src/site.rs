@@ -11,7 +11,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use model::{
     port::{Failure, Journal},
-    port_restore::{Beside, Site},
+    port_restore::{Beside, Site, Swapped},
     restore::{Listing, Opened, Place, RestorePlan, SiteFacts},
 };
 
@@ -19,6 +19,7 @@ use crate::process;
 
 mod attributes;
 mod beside;
+mod old;
 mod survey;
 mod swap;
 mod verify;
@@ -54,6 +55,10 @@ impl Site for LocalSite {
         journal: &Arc<dyn Journal>,
     ) -> Result<Box<dyn Beside + 'a>, Failure> {
         Ok(Box::new(beside::LocalBeside::begin(plan, listing, journal)?))
+    }
+
+    fn remove_old(&self, kept: &[PathBuf], journal: &Arc<dyn Journal>) -> Swapped {
+        old::remove(kept, journal)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Crash story: pure functions, no effects.
 
-use super::{Exchange, Part, RestorePlan, RestoreReport, Target, pathtext};
+use super::{Exchange, Part, RestorePlan, RestoreReport, ServerPart, Target, pathtext};
 
 impl RestorePlan {
     /// What the restore will do, line by line.
@@ -41,6 +41,7 @@ impl RestorePlan {
                 });
             }
         }
+        lines.extend(self.servers.iter().map(ServerPart::describe));
         lines.extend(self.notes.iter().map(|note| format!("note: {note}")));
         lines
     }

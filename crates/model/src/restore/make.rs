@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use super::{
     Census, Drop, Exchange, Found, Listing, Opened, ParentFacts, Part, Path, PathBuf, Place, PlaceFacts,
-    PlaceKind, Request, RestorePlan, SiteFacts, Target, Verdict, databases, pathtext, places, refused,
-    sidecars,
+    PlaceKind, Request, RestorePlan, SiteFacts, Target, Verdict, databases, is_server_file, pathtext, places,
+    refused, server, server_files, sidecars, still_running,
 };
 use crate::{
     entry::Kind,
@@ -40,7 +40,7 @@ pub fn plan(request: &Request, listing: &Listing, facts: &SiteFacts) -> Result<R
     }
     for (place, found) in places.iter().zip(&facts.places) {
         match &request.target {
-            Target::Directory { dir } => to_directory(request, dir, found)?,
+            Target::Directory { .. } => to_directory(request, &place.to, found)?,
             Target::InPlace { .. } => in_place(place, found)?,
         }
         add_part(place, found, listing, &mut plan)?;
@@ -49,7 +49,9 @@ pub fn plan(request: &Request, listing: &Listing, facts: &SiteFacts) -> Result<R
         let databases = databases(&request.backup, listing)?;
         plan.must_be_closed =
             databases.iter().flat_map(|d| [d.clone()].into_iter().chain(sidecars(d))).collect();
-        refuse_open(&facts.open, request.has_hooks)?;
+        server::refuse(request, &facts.open)?;
+        refuse_open(&facts.open, request)?;
+        plan.must_be_closed.extend(server_files(request));
     }
     space(&places, facts, listing)?;
     plan.files = plan.parts.iter().map(|p| p.files).sum();
@@ -69,6 +71,7 @@ fn empty(request: &Request, facts: &SiteFacts) -> RestorePlan {
         target: request.target.clone(),
         parts: Vec::new(),
         drops: Vec::new(),
+        servers: request.servers.iter().map(|server| server.part(&request.target)).collect(),
         must_be_closed: Vec::new(),
         hooks: request.has_hooks && matches!(request.target, Target::InPlace { .. }),
         privileged: facts.privileged,
@@ -229,9 +232,11 @@ fn link_is_missing(place: &Place, found: &PlaceFacts, listing: &Listing) -> Resu
     }
 }
 
-fn refuse_open(open: &[Opened], has_hooks: bool) -> Result<(), Failure> {
-    match open.first() {
-        Some(first) if !has_hooks => Err(still_open(first)),
+/// Files of servers have been looked at by then.
+fn refuse_open(open: &[Opened], request: &Request) -> Result<(), Failure> {
+    let of_servers = server_files(request);
+    match open.iter().find(|opened| !of_servers.contains(&opened.path)) {
+        Some(first) if !request.has_hooks => Err(still_open(first)),
         _ => Ok(()),
     }
 }
@@ -239,6 +244,9 @@ fn refuse_open(open: &[Opened], has_hooks: bool) -> Result<(), Failure> {
 /// The refusal to replace a database that somebody has open.
 #[must_use]
 pub fn still_open(opened: &Opened) -> Failure {
+    if is_server_file(&opened.path) {
+        return still_running(opened);
+    }
     let program = if opened.program.is_empty() { "a process" } else { &opened.program };
     refused(
         format!("{program} (process {}) has {} open", opened.pid, pathtext::show(&opened.path)),

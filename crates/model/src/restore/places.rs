@@ -5,10 +5,10 @@
 use std::{collections::BTreeSet, path::Component};
 
 use super::{
-    Kind, Listing, Path, PathBuf, Place, PlaceKind, Request, StoredBackup, Target, pathtext, refused,
+    Kind, Listing, Path, PathBuf, Place, PlaceKind, Request, StoredBackup, Target, pathtext, refused, server,
     sidecars,
 };
-use crate::port::Failure;
+use crate::{id::SourceId, port::Failure};
 
 /// As many symbolic links as Linux follows in one path (`MAXSYMLINKS`, path_resolution(7)).
 const MOST_LINKS: usize = 40;
@@ -19,6 +19,7 @@ const MOST_LINKS: usize = 40;
 /// If the backup does not say what it holds, or does not hold what it says.
 pub fn places(request: &Request, listing: &Listing) -> Result<Vec<Place>, Failure> {
     let pins = match &request.target {
+        Target::Directory { dir } if !request.only.is_empty() => return some(request, dir, listing),
         Target::Directory { dir } => {
             let everything = Place { from: PathBuf::from("/"), to: dir.clone(), kind: PlaceKind::Tree };
             return Ok(vec![everything]);
@@ -27,17 +28,15 @@ pub fn places(request: &Request, listing: &Listing) -> Result<Vec<Place>, Failur
     };
     let mut found: Vec<Place> = Vec::new();
     let mut links = BTreeSet::new();
-    for (path, is_database) in pins {
+    for (source, path) in pins {
+        if !server::is_put_in_place(request, &source, &path)? {
+            continue;
+        }
         let root = resolve(listing, &path, &mut links)?;
-        let entry = listing.find(&root).ok_or_else(|| {
-            refused(
-                format!("the backup says that it holds {}, but does not", pathtext::show(&path)),
-                "restore with --to DIR what there is, or use another backup",
-            )
-        })?;
+        let entry = listing.find(&root).ok_or_else(|| lacks(&path))?;
         let kind = match entry.kind {
             Kind::Dir => PlaceKind::Tree,
-            _ if is_database => PlaceKind::Database,
+            _ if is_sqlite(&source) => PlaceKind::Database,
             _ => PlaceKind::File,
         };
         found.push(Place { from: root.clone(), to: root, kind });
@@ -57,20 +56,48 @@ pub fn places(request: &Request, listing: &Listing) -> Result<Vec<Place>, Failur
 pub fn databases(backup: &StoredBackup, listing: &Listing) -> Result<Vec<PathBuf>, Failure> {
     pinned(backup)?
         .into_iter()
-        .filter(|(_, is_database)| *is_database)
-        .map(|(path, _)| resolve(listing, &path, &mut BTreeSet::new()))
+        .filter(|(source, _)| is_sqlite(source))
+        .map(|(_, path)| resolve(listing, &path, &mut BTreeSet::new()))
         .collect()
 }
 
-fn pinned(backup: &StoredBackup) -> Result<Vec<(PathBuf, bool)>, Failure> {
+/// Some objects below a directory, each under its original path.
+fn some(request: &Request, dir: &Path, listing: &Listing) -> Result<Vec<Place>, Failure> {
+    let databases = databases(&request.backup, listing)?;
+    let place = |from: &PathBuf| {
+        let entry = listing.find(from).ok_or_else(|| lacks(from))?;
+        let kind = match entry.kind {
+            Kind::Dir => PlaceKind::Tree,
+            _ if databases.contains(from) => PlaceKind::Database,
+            _ => PlaceKind::File,
+        };
+        let to = dir.join(from.strip_prefix("/").unwrap_or(from));
+        Ok(Place { from: from.clone(), to, kind })
+    };
+    let mut found = request.only.iter().map(place).collect::<Result<Vec<_>, Failure>>()?;
+    found.sort_by(|a, b| crate::entry::tree_order(&a.from, &b.from));
+    Ok(without_nested(found))
+}
+
+fn lacks(path: &Path) -> Failure {
+    refused(
+        format!("the backup says that it holds {}, but does not", pathtext::show(path)),
+        "restore with --to DIR what there is, or use another backup",
+    )
+}
+
+fn is_sqlite(source: &SourceId) -> bool {
+    source.as_str().starts_with("sqlite:")
+}
+
+fn pinned(backup: &StoredBackup) -> Result<Vec<(SourceId, PathBuf)>, Failure> {
     let record = backup.record.as_ref().filter(|r| !r.pins.is_empty()).ok_or_else(|| {
         refused(
             format!("backup {} does not say which directories and databases it holds", backup.id.short()),
             "another program made it: restore it with --to DIR",
         )
     })?;
-    let is_database = |source: &str| source.starts_with("sqlite:");
-    Ok(record.pins.iter().map(|p| (p.path.clone(), is_database(p.source.as_str()))).collect())
+    Ok(record.pins.iter().map(|p| (p.source.clone(), p.path.clone())).collect())
 }
 
 fn without_nested(places: Vec<Place>) -> Vec<Place> {

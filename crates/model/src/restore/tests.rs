@@ -91,6 +91,8 @@ fn request(target: Target, pins: &[(&str, &str)]) -> Request {
         keep_out: vec!["/srv/hydro".into(), "/v01/backup".into()],
         has_hooks: false,
         accept_incomplete: false,
+        servers: vec![],
+        only: vec![],
     }
 }
 

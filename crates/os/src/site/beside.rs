@@ -392,6 +392,10 @@ impl Beside for LocalBeside<'_> {
         Ok(Box::new(WrittenFile::open(&self.place(part, &item.path)?, item)?))
     }
 
+    fn lies(&self, part: usize) -> Result<PathBuf, Failure> {
+        self.slot(part)
+    }
+
     fn sync(&self) -> Result<(), Failure> {
         for area in self.areas.values() {
             rustix::fs::syncfs(&area.dir).map_err(|e| cannot("written to disk", &area.path, e.into()))?;

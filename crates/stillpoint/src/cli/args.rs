@@ -79,6 +79,9 @@ pub struct BackupArgs {
     /// Print the very plan that would be executed, and stop
     #[arg(long)]
     pub dry_run: bool,
+    /// Take the cut and let it go again: what it costs the writers is measured, and nothing is stored
+    #[arg(long, conflicts_with_all = ["dry_run", "label"])]
+    pub rehearse: bool,
 }
 
 /// `list`.
@@ -143,6 +146,9 @@ pub struct CheckArgs {
     /// Read every stored byte back, not only the structure
     #[arg(long)]
     pub read_data: bool,
+    /// Open the newest backup: restore its databases beside, start them behind a fence, check every table
+    #[arg(long)]
+    pub open: bool,
 }
 
 /// `prune`.

@@ -1,8 +1,9 @@
-//! `check`: is every byte there. Also warns until somebody has confirmed that the key is kept elsewhere, and
-//! tells what dead runs left.
+//! `check`: is every byte there, and does the newest backup open. Also warns until somebody has confirmed that the key
+//! is kept elsewhere.
 //!
-//! Crash story: reads only.
+//! Crash story: reads only; what is opened is a restored copy in a staging directory, see [`crate::wire::open`].
 
+use engines::server::open::PositionFound;
 use model::{
     id::{AppName, Relpath},
     port::Failure,
@@ -15,9 +16,14 @@ use super::Context;
 use crate::{
     cli::CheckArgs,
     exit::{Exit, Outcome},
-    output::{Report, counted, problem_lines},
+    output::{Report, backups::utc, counted, problem_lines},
     progress::progress,
-    wire::{inventory, password, run::Run},
+    wire::{
+        inventory,
+        open::{self, Opened, OpenedSource},
+        password,
+        run::Run,
+    },
 };
 
 /// Checks.
@@ -35,8 +41,14 @@ pub fn run(context: &Context, args: &CheckArgs) -> Outcome {
         Checks { applications: vec![], key_confirmed: password::is_confirmed(&inventory, &password)? };
     for application in applications {
         context.interrupt.check()?;
-        let report = run.open(application)?.check(depth, &*progress).map_err(Failure::from)?;
-        checks.applications.push(Check::new(application.name.clone(), application.relpath.clone(), report));
+        let mut repository = run.open(application)?;
+        let report = repository.check(depth, &*progress).map_err(Failure::from)?;
+        let opened =
+            args.open.then(|| open::newest(&run, application, &mut repository, &*progress)).transpose()?;
+        let mut check = Check::new(application.name.clone(), application.relpath.clone(), report);
+        check.good &= opened.as_ref().is_none_or(Opened::is_good);
+        check.opened = opened;
+        checks.applications.push(check);
     }
     run.end()?;
     if !checks.key_confirmed {
@@ -62,6 +74,8 @@ struct Check {
     packs: u64,
     bytes_read: model::size::Bytes,
     problems: Vec<Problem>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    opened: Option<Opened>,
 }
 
 impl Check {
@@ -74,6 +88,7 @@ impl Check {
             packs: report.packs,
             bytes_read: report.bytes_read,
             problems: report.problems,
+            opened: None,
         }
     }
 
@@ -90,8 +105,37 @@ impl Check {
             counted(self.packs, "pack")
         );
         text.push_str(&problem_lines(&self.problems, self.problems.len() as u64, usize::MAX));
+        if let Some(opened) = &self.opened {
+            text.push_str(&opened_text(opened));
+        }
         text
     }
+}
+
+fn opened_text(opened: &Opened) -> String {
+    let mut text = match (&opened.backup, opened.time) {
+        (Some(backup), Some(time)) => format!("\n  newest backup {} of {}:", backup.short(), utc(time)),
+        _ => String::new(),
+    };
+    if opened.sources.is_empty() && opened.backup.is_some() {
+        text.push_str(" it has no database to open");
+    }
+    text.push_str(&problem_lines(&opened.problems, opened.problems.len() as u64, usize::MAX));
+    for source in &opened.sources {
+        text.push_str(&source_text(source));
+    }
+    text
+}
+
+fn source_text(source: &OpenedSource) -> String {
+    let state = if source.good { "opens" } else { "DOES NOT OPEN AS IT SHOULD" };
+    let mut parts = vec![format!("{} checked", counted(source.tables, "table"))];
+    parts.extend(source.position.as_ref().map(PositionFound::in_short));
+    parts.extend(source.done.iter().cloned());
+    let mut text =
+        format!("\n  {}: {state}: {}, in {:.1} s", source.source, parts.join(", "), source.duration_s);
+    text.push_str(&problem_lines(&source.problems, source.problems.len() as u64, usize::MAX));
+    text
 }
 
 impl Report for Checks {

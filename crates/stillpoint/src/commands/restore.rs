@@ -19,7 +19,7 @@ use crate::{
     exit::{Exit, Fault, Outcome},
     output::{Report, backups::utc, stderr},
     progress::progress,
-    wire::{inventory, lock::RunLock, password, restore, run::Run},
+    wire::{inventory, lock::RunLock, password, restore, run::Run, served},
 };
 
 /// Restores.
@@ -40,7 +40,12 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Outcome {
         context.output.warn(left);
     }
     let backup = chosen(context, args, &repository.backups()?)?;
-    let request = restore::request(&run, application, backup, target, args.accept_incomplete);
+    let cut = repository.cut_record(&backup.id).map_err(Failure::from)?;
+    let mut request = restore::request(&run, application, backup, target, args.accept_incomplete);
+    request.servers = served::sources(application, cut.as_ref());
+    for server in &request.servers {
+        request.keep_out.extend(server.record.roots.iter().map(|root| root.path.clone()));
+    }
     let done = restore::with_plan(&mut repository, &request, |plan, contents| {
         if args.dry_run {
             return Ok(Restored::Planned(Box::new(plan.clone())));
@@ -49,7 +54,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Outcome {
             return Ok(Restored::Declined);
         }
         let progress = progress(context.output);
-        let report = restore::execute(&run, application, plan, contents, &*progress)?;
+        let report = restore::execute_all(&run, application, &request, plan, contents, &*progress)?;
         Ok(Restored::Done(Box::new(report)))
     });
     drop(repository);

@@ -60,6 +60,8 @@ pub fn request(target: Target, pins: &[(&str, &Path)]) -> Request {
         keep_out: vec![],
         has_hooks: false,
         accept_incomplete: false,
+        servers: vec![],
+        only: vec![],
     }
 }
 

@@ -168,7 +168,16 @@ impl Scene<'_> {
             damaged: None,
             accepted: false,
         };
-        Request { application, backup, target, keep_out: vec![], has_hooks: false, accept_incomplete: false }
+        Request {
+            application,
+            backup,
+            target,
+            keep_out: vec![],
+            has_hooks: false,
+            accept_incomplete: false,
+            servers: vec![],
+            only: vec![],
+        }
     }
 
     fn plan(&self, target: Target) -> Result<RestorePlan, Failure> {

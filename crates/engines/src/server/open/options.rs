@@ -147,6 +147,10 @@ pub(super) fn arguments(options: &[Opt]) -> Vec<String> {
 pub fn option_file(copy: &ServerCopy, run: &Path) -> Result<String, Failure> {
     let mut options = of_copy(copy, copy.placement())?;
     options.extend(fence(copy.record().version.flavor, run)?);
+    if rustix::process::geteuid().is_root() {
+        // A server that root starts becomes this account.
+        options.push(opt("user", copy.owner()?.0.to_string()));
+    }
     let mut out = format!(
         "# Opens the copy of {} by itself: no network, no binary log, no replication, no events.\n[mysqld]\n",
         copy.record().source

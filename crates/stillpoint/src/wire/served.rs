@@ -1,0 +1,245 @@
+//! Database servers in a restore: how each is stopped, made ready, loaded, started and checked.
+//!
+//! Crash story: hooks are journalled by `os::hold`, private servers and staging by `engines::server::open`, databases
+//! beside the live ones by `engines::server::dump`, whose [`recover`] runs before the next restore.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use engines::server::{
+    Connection,
+    dump::{Exchanged, SwapPlan, Target, recover},
+    open::{Placement, Private, ServerCopy, needs_settling, relocate, settle},
+    physical::replay_plan,
+};
+use model::{
+    id::{CutId, SourceId},
+    inventory::{Application, Database, Hooks, ServerDatabase},
+    port::{Failure, FailureKind, Hold, Journal},
+    port_restore::{Lies, ServerTarget},
+    problem::{Effect, Problem},
+    record::CutRecord,
+    restore::ServerSource,
+    server::{ServerAccess, ServerRecord},
+};
+use os::hold::StopHook;
+
+/// How long crash recovery, or the replay of logs, of a restored copy may take.
+pub const RECOVERY: Duration = Duration::from_secs(4 * 3600);
+/// How long a server that its hook has started may need until it answers.
+const ANSWERS: Duration = Duration::from_secs(300);
+/// How long one statement of the check may take.
+const STATEMENT: Duration = Duration::from_secs(600);
+
+/// The servers of a backup, and what the inventory says of them now.
+#[must_use]
+pub fn sources(application: &Application, cut: Option<&CutRecord>) -> Vec<ServerSource> {
+    let records = cut.map(|cut| cut.servers.clone()).unwrap_or_default();
+    let source = |record: ServerRecord| {
+        let known = known(application, &record.source);
+        let has_service = known.is_some_and(|known| known.service.is_some());
+        ServerSource { has_service, is_reachable: known.is_some(), record }
+    };
+    records.into_iter().map(source).collect()
+}
+
+/// What the inventory says of a source.
+#[must_use]
+pub fn known<'a>(application: &'a Application, source: &SourceId) -> Option<&'a ServerDatabase> {
+    application.databases.iter().find_map(|database| match database {
+        Database::Server(server) if server.id() == *source => Some(&**server),
+        _ => None,
+    })
+}
+
+/// A copy as it was at the cut, its links leading to where it lies: recovered behind the fence if it needs that, its
+/// binary logs replayed if it has any. Returns what was done, if anything was.
+///
+/// # Errors
+/// If that fails: nobody should start a server on the copy then.
+pub fn finish_copy(
+    copy: &ServerCopy,
+    restored: &dyn Fn(&Path) -> PathBuf,
+    journal: &Arc<dyn Journal>,
+    staging: &Path,
+) -> Result<Option<String>, Failure> {
+    if let Some(replay) = replay_plan(copy.record(), restored)? {
+        let private = Private::open(copy, journal, RECOVERY)?;
+        replay.run(&private.access(), journal, staging)?;
+        private.stop(RECOVERY)?;
+        relocate(copy, copy.placement())?;
+        return Ok(Some(replay.describe()));
+    }
+    let why = needs_settling(copy)?;
+    settle(copy, journal, RECOVERY)?;
+    Ok(why.map(|why| format!("recovered behind a fence, since {why}")))
+}
+
+/// A server whose directories are replaced.
+pub struct FilesTarget {
+    record: ServerRecord,
+    service: Option<Hooks>,
+    access: Option<ServerAccess>,
+    /// Where the binary logs to be replayed were restored to.
+    beside: Option<PathBuf>,
+    staging: PathBuf,
+    journal: Arc<dyn Journal>,
+}
+
+impl FilesTarget {
+    /// For this record; `beside` is where what is to be replayed was restored to.
+    #[must_use]
+    pub fn new(
+        record: ServerRecord,
+        known: Option<&ServerDatabase>,
+        beside: Option<PathBuf>,
+        staging: PathBuf,
+        journal: Arc<dyn Journal>,
+    ) -> Self {
+        let service = known.and_then(|known| known.service.clone());
+        let access = known.map(|known| known.access.clone());
+        Self { record, service, access, beside, staging, journal }
+    }
+}
+
+impl ServerTarget for FilesTarget {
+    fn source(&self) -> SourceId {
+        self.record.source.clone()
+    }
+
+    fn service(&self) -> Option<Box<dyn Hold>> {
+        let hooks = self.service.as_ref()?;
+        let journal = Arc::clone(&self.journal);
+        Some(Box::new(StopHook::new(hooks.stop.clone(), hooks.start.clone(), journal)))
+    }
+
+    fn ready(&mut self, lies: &Lies<'_>) -> Result<Vec<Problem>, Failure> {
+        let place = |root: &model::server::ServerRoot| Some((root.path.clone(), lies(&root.path)?));
+        let placement = Placement(self.record.roots.iter().filter_map(place).collect());
+        let copy = ServerCopy::placed(placement, self.record.clone())?;
+        let restored = |path: &Path| match (&self.beside, &self.record.beside) {
+            (Some(now), Some(then)) => path.strip_prefix(then).map_or(path.into(), |rest| now.join(rest)),
+            _ => path.to_owned(),
+        };
+        let done = finish_copy_in_place(&copy, &restored, &self.journal, &self.staging)?;
+        let note = |done| Problem::new(Effect::Note, None, done, "").of(&self.record.source);
+        Ok(done.map(note).into_iter().collect())
+    }
+
+    fn load(&mut self) -> Result<Vec<Problem>, Failure> {
+        Ok(Vec::new())
+    }
+
+    fn put_back(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn check(&mut self) -> Result<Vec<Problem>, Failure> {
+        match (&self.service, &self.access) {
+            (Some(_), Some(access)) => tables_open(&self.record.source, access),
+            _ => {
+                let what = "the restored server is not checked: nobody but you starts it";
+                Ok(vec![Problem::new(Effect::Note, None, what, "start it").of(&self.record.source)])
+            }
+        }
+    }
+}
+
+/// The same for a copy that will lie where the original did.
+fn finish_copy_in_place(
+    copy: &ServerCopy,
+    restored: &dyn Fn(&Path) -> PathBuf,
+    journal: &Arc<dyn Journal>,
+    staging: &Path,
+) -> Result<Option<String>, Failure> {
+    if needs_settling(copy)?.is_none() && replay_plan(copy.record(), restored)?.is_none() {
+        return Ok(None);
+    }
+    let done = finish_copy(copy, restored, journal, staging)?;
+    let original = |root: &model::server::ServerRoot| (root.path.clone(), root.path.clone());
+    relocate(copy, &Placement(copy.record().roots.iter().map(original).collect()))?;
+    Ok(done)
+}
+
+/// Waits until a server answers, then opens every table.
+fn tables_open(source: &SourceId, access: &ServerAccess) -> Result<Vec<Problem>, Failure> {
+    let until = Instant::now() + ANSWERS;
+    let mut open = loop {
+        match Connection::open(access, Duration::from_secs(10)) {
+            Ok(open) => break open,
+            Err(failure) if failure.kind == FailureKind::Refused || Instant::now() > until => {
+                return Err(failure);
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(200)),
+        }
+    };
+    // Without an engine a table could not be opened, and its comment says why.
+    let sql = "SELECT TABLE_SCHEMA, TABLE_NAME, TABLE_COMMENT FROM information_schema.TABLES \
+               WHERE TABLE_TYPE = 'BASE TABLE' AND ENGINE IS NULL LIMIT 100";
+    let rows = open.rows(sql, STATEMENT).map_err(Failure::from)?;
+    let problem = |row: &engines::server::Row| {
+        let what = format!("table {}.{} does not open: {}", row.text(0), row.text(1), row.text(2));
+        Problem::new(Effect::Missing, None, what, "see the server's error log").of(source)
+    };
+    Ok(rows.iter().map(problem).collect())
+}
+
+/// A server whose databases are replaced while it runs.
+pub struct LoadTarget<'a> {
+    record: ServerRecord,
+    root: &'a Path,
+    target: &'a Target<'a>,
+    cut: CutId,
+    exchanged: Option<Exchanged<'a>>,
+}
+
+impl<'a> LoadTarget<'a> {
+    /// For the dump that was restored to `root`.
+    #[must_use]
+    pub fn new(record: ServerRecord, root: &'a Path, target: &'a Target<'a>, cut: CutId) -> Self {
+        Self { record, root, target, cut, exchanged: None }
+    }
+}
+
+impl ServerTarget for LoadTarget<'_> {
+    fn source(&self) -> SourceId {
+        self.record.source.clone()
+    }
+
+    fn service(&self) -> Option<Box<dyn Hold>> {
+        None
+    }
+
+    fn ready(&mut self, _lies: &Lies<'_>) -> Result<Vec<Problem>, Failure> {
+        let back = recover(self.target)?;
+        let note = |name: String| {
+            let what = format!("database {name}: what an unfinished restore had left was put back first");
+            Problem::new(Effect::Note, None, what, "").of(&self.record.source)
+        };
+        Ok(back.into_iter().map(note).collect())
+    }
+
+    fn load(&mut self) -> Result<Vec<Problem>, Failure> {
+        let plan = SwapPlan::new(self.root, &self.record.databases, &self.cut)?;
+        let exchanged = plan.exchange(self.root, self.target)?;
+        let loaded = exchanged.loaded();
+        self.exchanged = Some(exchanged);
+        let what =
+            format!("{} databases, {} tables, {} rows loaded", loaded.databases, loaded.tables, loaded.rows);
+        Ok(vec![Problem::new(Effect::Note, None, what, "").of(&self.record.source)])
+    }
+
+    fn put_back(&mut self) -> Result<(), Failure> {
+        self.exchanged.take().map_or(Ok(()), Exchanged::put_back)
+    }
+
+    /// The point of no return: what was there is dropped.
+    fn check(&mut self) -> Result<Vec<Problem>, Failure> {
+        let Some(Err(failure)) = self.exchanged.take().map(Exchanged::finish) else { return Ok(Vec::new()) };
+        let what = format!("everything is loaded, but what was there is not dropped: {}", failure.in_full());
+        Ok(vec![Problem::new(Effect::Note, None, what, "the next restore drops it").of(&self.record.source)])
+    }
+}
