@@ -25,9 +25,11 @@ use crate::cut::{crew::Crew, host, patience::Patience, prepare::prepare};
 
 mod harvest;
 mod record;
+mod rehearse;
 pub mod report;
 
-pub use report::BackupReport;
+pub use rehearse::{Rehearsal, rehearse};
+pub use report::{BackupReport, StallMs};
 
 /// A backup to make, and all that is needed for it.
 pub struct Job<'a> {

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use model::{
     plan::Refusal,
-    port::FailureKind,
+    port::{FailureKind, Shelf},
     problem::{Effect, Problem},
     verdict::Verdict,
 };
+use orchestrate::backup::rehearse;
 use testkit::faults::Fault;
 
 use crate::{
-    scenario::{ALL, HONEST, Run, SCANNED, TWO_SNAPSHOTS, again, fresh, simulate},
+    scenario::{ALL, HONEST, Run, SCANNED, TWO_SNAPSHOTS, again, fresh, simulate, with_job},
     verify::violations,
 };
 
@@ -36,6 +37,23 @@ fn a_source_that_cannot_be_had_is_missing_and_the_rest_is_stored() {
         let missing = report.problems[0].source.as_ref().expect("it names its source");
         assert!(report.evidence.iter().all(|e| e.source != *missing), "evidence of what is missing");
         assert!(report.problems[0].what.contains("injected"), "{}", report.problems[0]);
+    }
+}
+
+#[test]
+fn a_rehearsal_holds_everybody_once_and_leaves_nothing() {
+    for scenario in &ALL {
+        for seed in 0..20 {
+            let machine = fresh(scenario, seed);
+            let rehearsed = with_job(&machine, scenario, seed, HONEST, rehearse);
+            let rehearsal = rehearsed.unwrap_or_else(|e| panic!("{} {seed}: {}", scenario.name, e.in_full()));
+            assert!(rehearsal.verdict == Verdict::Consistent || !scenario.always_consistent);
+            assert!(rehearsal.still_held.is_empty());
+            assert!(machine.vault.shelf().backups().unwrap().is_empty());
+            // Nobody is held and nothing is pinned: the backup that follows finds the machine as it was.
+            let run = again(machine, scenario, seed, HONEST);
+            assert_eq!(violations(&run, Duration::ZERO), Vec::<String>::new(), "{} {seed}", scenario.name);
+        }
     }
 }
 

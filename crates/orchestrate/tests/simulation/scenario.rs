@@ -258,11 +258,30 @@ fn before(scenario: &Scenario, world: World, faults: Arc<Faults>) -> Run {
 
 /// Runs `backup` once more on the machine of a run that is over.
 pub fn again(mut over: Run, scenario: &Scenario, seed: u64, lies: Lies) -> Run {
-    let Run { world, vault, faults, plan, .. } = &over;
+    let done = with_job(&over, scenario, seed, lies, |job| {
+        std::panic::catch_unwind(AssertUnwindSafe(|| run(job)))
+    });
+    over.ending = match done {
+        Ok(returned) => Ending::Returned(Box::new(returned)),
+        Err(panic) if panic.is::<Injected>() => Ending::Panicked,
+        Err(panic) => std::panic::resume_unwind(panic),
+    };
+    over
+}
+
+/// Hands over what a backup on the machine of a run would be made with.
+pub fn with_job<T>(
+    over: &Run,
+    scenario: &Scenario,
+    seed: u64,
+    lies: Lies,
+    then: impl FnOnce(Job<'_>) -> T,
+) -> T {
+    let Run { world, vault, faults, plan, .. } = over;
     world.forget_waits();
     let previous = model::port::Shelf::backups(&mut vault.shelf()).expect("a list in memory");
     let mut store = Faulty::new(vault.store(), faults);
-    let job = Job {
+    then(Job {
         plan,
         server: ServerName::new("server").expect("a word"),
         vm: VmName::new("host").expect("a word"),
@@ -275,14 +294,7 @@ pub fn again(mut over: Run, scenario: &Scenario, seed: u64, lies: Lies) -> Run {
         progress: &Silent,
         patience: Patience::default(),
         seed,
-    };
-    let ending = match std::panic::catch_unwind(AssertUnwindSafe(|| run(job))) {
-        Ok(returned) => Ending::Returned(Box::new(returned)),
-        Err(panic) if panic.is::<Injected>() => Ending::Panicked,
-        Err(panic) => std::panic::resume_unwind(panic),
-    };
-    over.ending = ending;
-    over
+    })
 }
 
 /// Keeps injected panics from filling the test's output.

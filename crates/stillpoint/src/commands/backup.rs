@@ -3,7 +3,7 @@
 //! Crash story: see [`crate::wire::backup`]. An application that fails does not keep the others from their
 //! turn; INT and TERM end the whole at the next safe point.
 
-use model::inventory::Application;
+use model::{id::Relpath, inventory::Application};
 
 use super::{Context, plan};
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     output::backup::{BackedUp, Backups},
     progress::progress,
     wire::{
-        backup::{self, Request},
+        backup::{self, Request, Turn},
         inventory, password,
         run::Run,
     },
@@ -37,7 +37,11 @@ pub fn run(context: &Context, args: &BackupArgs) -> Outcome {
     let mut report = Backups { applications: Vec::new() };
     for application in applications {
         let stop = context.interrupt.is_asked();
-        let done = if stop { skipped(application) } else { one(context, &run, application, args) };
+        let done = match (stop, args.rehearse) {
+            (true, _) => skipped(application),
+            (false, true) => rehearsed(context, &run, application),
+            (false, false) => one(context, &run, application, args),
+        };
         report.applications.push(done);
     }
     let ended = run.end();
@@ -63,6 +67,29 @@ fn one(context: &Context, run: &Run<'_>, application: &Application, args: &Backu
         },
     );
     let relpath = application.relpath.clone();
+    outcome_of(context, application, turn, relpath)
+}
+
+fn rehearsed(context: &Context, run: &Run<'_>, application: &Application) -> BackedUp {
+    let progress = progress(context.output);
+    let interrupt = &context.interrupt;
+    let request = Request { application, label: None, progress: &*progress, interrupt };
+    let relpath = application.relpath.clone();
+    match backup::rehearse(run, &request) {
+        Ok((rehearsal, notes)) => BackedUp::Rehearsed {
+            rehearsal: Box::new(rehearsal),
+            relpath,
+            required: application.settings.require,
+            notes,
+        },
+        Err(failure) => {
+            let fault = context.interrupt.explains(failure.into());
+            BackedUp::failed(application.name.clone(), relpath, &fault, Vec::new())
+        }
+    }
+}
+
+fn outcome_of(context: &Context, application: &Application, turn: Turn, relpath: Relpath) -> BackedUp {
     match turn.outcome {
         Ok(report) => BackedUp::Stored {
             report: Box::new(report),

@@ -16,7 +16,7 @@ use model::{
     record::StoredBackup,
 };
 use orchestrate::{
-    backup::{self, BackupReport, Job},
+    backup::{self, BackupReport, Job, Rehearsal},
     cut::patience::Patience,
     retire::{self, Reclaim},
 };
@@ -78,8 +78,29 @@ pub fn take(run: &Run<'_>, request: Request<'_>) -> Turn {
     Turn { outcome, notes }
 }
 
+/// Takes a cut and lets it go again, under the lock of the run: nothing is stored.
+///
+/// # Errors
+/// As for a backup, up to the thaw.
+pub fn rehearse(run: &Run<'_>, request: &Request<'_>) -> Result<(Rehearsal, Vec<Problem>), Failure> {
+    let _lock = RunLock::take(&run.inventory.state(), &request.application.relpath)?;
+    let mut notes = Vec::new();
+    let rehearsal = with_job(run, request, &mut notes, backup::rehearse)?;
+    Ok((rehearsal, notes))
+}
+
 /// From the sweep to the listed backup.
 fn store(run: &Run<'_>, request: &Request<'_>, notes: &mut Vec<Problem>) -> Result<BackupReport, Failure> {
+    with_job(run, request, notes, backup::run)
+}
+
+/// Sweeps, plans, builds the drivers, and hands it all over.
+fn with_job<T>(
+    run: &Run<'_>,
+    request: &Request<'_>,
+    notes: &mut Vec<Problem>,
+    then: impl FnOnce(Job<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     notes.extend(run.sweep()?.left);
     let mut repository = run.open(request.application)?;
     let previous = repository.backups()?;
@@ -87,7 +108,7 @@ fn store(run: &Run<'_>, request: &Request<'_>, notes: &mut Vec<Problem>) -> Resu
     let fingerprints = Fingerprints::of(&mut repository, &previous);
     let drivers = drivers::build(run, &plan, &facts, &|source| fingerprints.get(source))?;
     let mut store = Stoppable { store: &mut repository as &mut dyn Store, interrupt: request.interrupt };
-    backup::run(Job {
+    then(Job {
         plan: &plan,
         server: run.inventory.server.clone(),
         vm: run.inventory.vm.clone(),
