@@ -1,0 +1,115 @@
+//! The arguments.
+
+use std::path::PathBuf;
+
+pub const USAGE: &str = "usage: bench stall|tools|lvm|page [--dir DIR] [--program FILE] [--page FILE] [--fs xfs,btrfs] \
+                         [--gb 0.5,2.4,8] [--age fresh,aged] [--files 230] [--cuts 20] [--runs 3] [--nights 10] \
+                         [--threads 4] [--rate 200] [--clients 4]";
+
+/// What is to be measured, and how often.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `stall`, `tools`, `lvm`, `page`.
+    pub command: String,
+    /// Where filesystem images are made.
+    pub dir: PathBuf,
+    /// The program under test.
+    pub program: PathBuf,
+    /// The page.
+    pub page: PathBuf,
+    /// Kinds of filesystems.
+    pub filesystems: Vec<String>,
+    /// Sizes of the tables, in units of 10⁹ bytes.
+    pub sizes: Vec<f64>,
+    /// `fresh`, `aged`.
+    pub ages: Vec<String>,
+    /// Tables, each in a file of its own.
+    pub files: u32,
+    /// Cuts of each row.
+    pub cuts: usize,
+    /// Runs of each tool.
+    pub runs: usize,
+    /// Nights of ageing.
+    pub nights: u32,
+    /// Threads of sysbench.
+    pub threads: u32,
+    /// Transactions of sysbench a second; 0 for as many as go.
+    pub rate: u32,
+    /// Clients with a stopwatch.
+    pub clients: u32,
+}
+
+impl Options {
+    /// Reads the arguments.
+    pub fn parse(arguments: &[String]) -> Result<Self, String> {
+        let (command, rest) = arguments.split_first().ok_or("what is to be measured?")?;
+        let mut options = Self {
+            command: command.clone(),
+            dir: PathBuf::from("/var/tmp"),
+            program: PathBuf::from("target/release/stillpoint"),
+            page: PathBuf::from("docs/BENCHMARKS.md"),
+            filesystems: words("xfs,btrfs"),
+            sizes: vec![0.5, 2.4, 8.0],
+            ages: words("fresh,aged"),
+            files: 230,
+            cuts: 20,
+            runs: 3,
+            nights: 10,
+            threads: 4,
+            rate: 200,
+            clients: 4,
+        };
+        if command == "lvm" || command == "lvm-guest" {
+            // The virtual machine computes about ten times slower.
+            (options.sizes, options.files, options.rate, options.clients) = (vec![0.2], 20, 20, 2);
+        } else if command == "tools" {
+            options.sizes = vec![2.4];
+        }
+        for pair in rest.chunks(2) {
+            let [name, value] = pair else { return Err(format!("{} needs a value", pair[0])) };
+            options.set(name, value)?;
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        match name {
+            "--dir" => self.dir = value.into(),
+            "--program" => self.program = value.into(),
+            "--page" => self.page = value.into(),
+            "--fs" => self.filesystems = words(value),
+            "--gb" => self.sizes = words(value).iter().map(|word| number(word)).collect::<Result<_, _>>()?,
+            "--age" => self.ages = words(value),
+            "--files" => self.files = number(value)?,
+            "--cuts" => self.cuts = number(value)?,
+            "--runs" => self.runs = number(value)?,
+            "--nights" => self.nights = number(value)?,
+            "--threads" => self.threads = number(value)?,
+            "--rate" => self.rate = number(value)?,
+            "--clients" => self.clients = number(value)?,
+            other => return Err(format!("{other} is not known")),
+        }
+        Ok(())
+    }
+
+    /// The load in words.
+    pub fn load(&self) -> String {
+        let rate = if self.rate == 0 {
+            "as many transactions as go".to_owned()
+        } else {
+            format!("{} transactions/s", self.rate)
+        };
+        format!(
+            "sysbench `oltp_write_only`, {} threads, {rate}, and {} clients with a stopwatch",
+            self.threads, self.clients
+        )
+    }
+}
+
+fn words(value: &str) -> Vec<String> {
+    value.split(',').map(|word| word.trim().to_owned()).collect()
+}
+
+fn number<T: std::str::FromStr>(value: &str) -> Result<T, String> {
+    value.parse().map_err(|_| format!("{value} is no number"))
+}
