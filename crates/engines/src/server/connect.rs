@@ -52,6 +52,7 @@ pub struct Connection {
     id: ConnectionId,
     version: ServerVersion,
     broken: bool,
+    silent: bool,
 }
 
 impl Connection {
@@ -73,7 +74,7 @@ impl Connection {
         let conn = bounded(opts, within).map_err(|said| not_connected(&access.address, said))?;
         let version = version::parse("0.0.0", "");
         let mut connection =
-            Self { conn, access: access.clone(), id: ConnectionId(0), version, broken: false };
+            Self { conn, access: access.clone(), id: ConnectionId(0), version, broken: false, silent: false };
         let asked = "SELECT CONNECTION_ID(), @@version, @@version_comment";
         let row = connection.row(asked, within)?;
         connection.id = ConnectionId(row.number(0).unwrap_or(0));
@@ -112,6 +113,12 @@ impl Connection {
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.broken
+    }
+
+    /// Whether the server did not answer in time: what it does with the statement is not known.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.silent
     }
 
     /// The socket.
@@ -218,7 +225,8 @@ impl Connection {
     /// What an error of the client means, said of this statement.
     fn judge(&mut self, sql: &str, said: Said) -> ServerError {
         let error = classify(&self.access.address, sql, said);
-        self.broken |= matches!(error, ServerError::Silent { .. } | ServerError::Lost { .. });
+        self.silent |= matches!(error, ServerError::Silent { .. });
+        self.broken |= self.silent || matches!(error, ServerError::Lost { .. });
         error
     }
 
@@ -331,12 +339,16 @@ fn not_connected(address: &ServerAddress, error: NotConnected) -> ServerError {
     match error {
         NotConnected::Thread(error) => ServerError::Unreachable { address, said: error.to_string() },
         NotConnected::TooLate => ServerError::Silent { address, statement: "a login".into() },
-        NotConnected::Said(Said::TlsError(error)) => ServerError::Refused {
-            address,
-            what: format!("is not trusted: {error}"),
-            remedy: "name the authority that signed its certificate as tls_ca, and the server as the certificate does"
-                .into(),
-        },
+        NotConnected::Said(Said::TlsError(error)) => not_trusted(address, &error.to_string()),
+        // So says the TLS of the stream, once the handshake has begun.
+        NotConnected::Said(Said::IoError(error)) if error.kind() == io::ErrorKind::InvalidData => {
+            not_trusted(address, &error.to_string())
+        }
+        NotConnected::Said(Said::CodecError(error))
+            if io_of(&error).is_some_and(|error| error.kind() == io::ErrorKind::InvalidData) =>
+        {
+            not_trusted(address, &error.to_string())
+        }
         NotConnected::Said(Said::DriverError(mysql::DriverError::TlsNotSupported)) => ServerError::Refused {
             address,
             what: "does not offer TLS, without which nothing is sent to another host".into(),
@@ -347,6 +359,17 @@ fn not_connected(address: &ServerAddress, error: NotConnected) -> ServerError {
             other => other,
         },
     }
+}
+
+fn not_trusted(address: ServerAddress, why: &str) -> ServerError {
+    let remedy =
+        "name the authority that signed its certificate as tls_ca, and the server as its certificate does";
+    ServerError::Refused { address, what: format!("is not trusted: {why}"), remedy: remedy.into() }
+}
+
+/// The error of the system that the codec has wrapped.
+fn io_of<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::Error> {
+    error.source().and_then(|cause| cause.downcast_ref())
 }
 
 fn classify(address: &ServerAddress, sql: &str, said: Said) -> ServerError {
@@ -378,9 +401,7 @@ fn is_timeout(said: &Said) -> bool {
     match said {
         Said::DriverError(mysql::DriverError::ConnectTimeout) => true,
         Said::IoError(error) => timed_out(error),
-        Said::CodecError(error) => {
-            std::error::Error::source(error).and_then(|cause| cause.downcast_ref()).is_some_and(timed_out)
-        }
+        Said::CodecError(error) => io_of(error).is_some_and(timed_out),
         _ => false,
     }
 }

@@ -21,6 +21,8 @@ use super::{
 
 /// How long reading or setting a variable may take.
 const QUICK: Duration = Duration::from_secs(2);
+/// The same while a cut begins and nobody is held yet: no longer than this.
+const RAISING: Duration = Duration::from_millis(500);
 /// The server says how long it has been up in whole seconds, and the two times are not taken at once.
 const SAME_START: Duration = Duration::from_secs(3);
 
@@ -43,7 +45,7 @@ impl Raised {
         started: Timestamp,
         means: &Means,
     ) -> Result<Option<Self>, Failure> {
-        let old = read(connection, variable)?;
+        let old = read(connection, variable, RAISING)?;
         if old == new {
             return Ok(None);
         }
@@ -51,7 +53,7 @@ impl Raised {
         let (name, value) = (variable.to_owned(), new.to_owned());
         let undo = Undo::ServerVariable { access, variable: name, old, new: value, started };
         let ticket = means.journal.intend(undo.clone(), None)?;
-        match set(connection, variable, new) {
+        match set(connection, variable, new, RAISING) {
             Ok(()) => Ok(Some(Self { undo, ticket })),
             Err(error) => {
                 // A refusal changed nothing; silence may have.
@@ -105,23 +107,28 @@ fn listens(access: &ServerAccess) -> bool {
 fn put_back(connection: &mut Connection, undo: &Undo) -> Result<(), Failure> {
     let Undo::ServerVariable { variable, old, new, started, .. } = undo else { return Ok(()) };
     let apart = connection.started()?.duration_since(*started).unsigned_abs();
-    if apart > SAME_START || read(connection, variable)? != *new {
+    if apart > SAME_START || read(connection, variable, QUICK)? != *new {
         return Ok(());
     }
-    Ok(set(connection, variable, old)?)
+    Ok(set(connection, variable, old, QUICK)?)
 }
 
-fn read(connection: &mut Connection, variable: &str) -> Result<String, ServerError> {
+fn read(connection: &mut Connection, variable: &str, within: Duration) -> Result<String, ServerError> {
     let sql = format!("SELECT @@global.{}", identifier(variable));
-    let value = connection.value(&sql, QUICK)?;
+    let value = connection.value(&sql, within)?;
     value.ok_or_else(|| connection.odd(&sql, "a value"))
 }
 
-fn set(connection: &mut Connection, variable: &str, value: &str) -> Result<(), ServerError> {
+fn set(
+    connection: &mut Connection,
+    variable: &str,
+    value: &str,
+    within: Duration,
+) -> Result<(), ServerError> {
     let name = identifier(variable);
     let is_number = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
     let value = if is_number { value.to_owned() } else { quoted(value) };
-    connection.run(&format!("SET GLOBAL {name} = {value}"), QUICK)
+    connection.run(&format!("SET GLOBAL {name} = {value}"), within)
 }
 
 /// A variable's name without anything that could end it: it may come from a journal.

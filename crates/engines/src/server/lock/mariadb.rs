@@ -74,7 +74,7 @@ impl Flavored for MariaDb {
 
     fn slow(&mut self, at: &mut At<'_>, until: Deadline) -> Result<(), Failure> {
         self.raise(at)?;
-        lets_go_by_itself(at)?;
+        lets_go_by_itself(at, until)?;
         ["START", "FLUSH", "BLOCK_DDL"].iter().try_for_each(|name| stage(at, name, until))
     }
 
@@ -130,10 +130,11 @@ impl MariaDb {
 }
 
 /// From here on the server ends the session if it hears nothing of it for the stall budget.
-fn lets_go_by_itself(at: &mut At<'_>) -> Result<(), Failure> {
+fn lets_go_by_itself(at: &mut At<'_>, until: Deadline) -> Result<(), Failure> {
     let seconds = whole_seconds(at.budget);
     let sql = format!("SET SESSION wait_timeout = {seconds}, lock_wait_timeout = {seconds}");
-    Ok(at.connection.run(&sql, ANSWER)?)
+    let within = at.left(until) + SLACK;
+    Ok(at.connection.run(&sql, within)?)
 }
 
 /// Rounded up, and at least 1: 0 would mean without end, or not at all.

@@ -110,12 +110,8 @@ impl Session {
         if until.has_passed(self.means.clock.moment()) {
             return Err(self.too_late());
         }
-        if !usable(state) {
-            if state.reached != Reached::Nothing {
-                return Err(self.lost("the session that held its locks has ended"));
-            }
-            let left = until.left(self.means.clock.moment());
-            self.connect(state, left.min(CONNECTING))?;
+        if state.reached == Reached::Nothing {
+            self.reconnect(state, until)?;
         }
         if state.reached < Reached::Slow {
             self.step(state, |flavored, at| flavored.slow(at, until))?;
@@ -153,13 +149,16 @@ impl Session {
             Some(_) => self.step(state, |flavored, at| flavored.release(at)),
             None => Ok(()),
         };
+        // It has not answered: it may hang, and then it does not see the end of the connection either.
+        let hangs = state.connection.as_ref().is_some_and(Connection::is_silent);
         let closed = match &released {
             Ok(()) => None,
             // The server sees the end of the connection at once, or when its statement ends by its time.
             Err(_) => state.connection.take().map(|open| open.id()),
         };
         let State { connection, flavored, .. } = state;
-        if let Err(failure) = flavored.put_back(connection.as_mut(), &self.means) {
+        // Such a server is asked again when this is dropped; until then it stays in the journal.
+        if !hangs && let Err(failure) = flavored.put_back(connection.as_mut(), &self.means) {
             tracing::error!(
                 "a variable of {} has not its old value: {}",
                 self.plan.source,
@@ -167,8 +166,7 @@ impl Session {
             );
         }
         match (released, closed) {
-            // It has answered nothing: it may hang, and then the end of the connection is not seen either.
-            (Err(failure), Some(id)) if failure.kind == FailureKind::TimedOut => {
+            (Err(failure), Some(id)) if hangs => {
                 let remedy = format!("see whether the server runs, and end connection {id}: KILL {id}");
                 Err(Failure { remedy, ..failure })
             }
@@ -178,6 +176,17 @@ impl Session {
                 Ok(())
             }
             (Ok(()), _) => Ok(()),
+        }
+    }
+
+    /// A session that idled through a long preparation may have ended; nothing is held, so there may be another.
+    fn reconnect(&self, state: &mut State, until: Deadline) -> Result<(), Failure> {
+        let left = until.left(self.means.clock.moment());
+        let answer = state.connection.as_mut().map(|open| open.run("DO 1", left));
+        match answer {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) if error.kind() == FailureKind::TimedOut => Err(error.into()),
+            Some(Err(_)) | None => self.connect(state, left.min(CONNECTING)).map(drop),
         }
     }
 
