@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -35,15 +36,9 @@ impl Group {
         Self { name }
     }
 
-    /// The logical volumes of the group, without the hidden ones.
-    pub fn volumes(&self) -> Vec<String> {
-        let report = output("lvs", &["--noheadings", "-o", "lv_name", &self.name]);
-        report.lines().map(|line| line.trim().to_owned()).collect()
-    }
-
-    /// Those that we made.
+    /// The snapshots in it that we made.
     pub fn snapshots(&self) -> Vec<String> {
-        self.volumes().into_iter().filter(|name| name.starts_with("stillpoint-")).collect()
+        snapshots(&self.name)
     }
 
     /// Leaves only so much free.
@@ -64,6 +59,36 @@ impl Drop for Group {
         let removed = Command::new("vgremove").args(["-q", "-ff", "-y", &self.name]).output().unwrap();
         let error = String::from_utf8_lossy(&removed.stderr);
         assert!(removed.status.success() || std::thread::panicking(), "{}: {error}", self.name);
+    }
+}
+
+/// The snapshots in a group that we made.
+pub fn snapshots(group: &str) -> Vec<String> {
+    let report = output("lvs", &["--noheadings", "-o", "lv_name", group]);
+    let names = report.lines().map(|line| line.trim().to_owned());
+    names.filter(|name| name.starts_with("stillpoint-")).collect()
+}
+
+/// The size of a logical volume in bytes.
+pub fn size(group: &str, name: &str) -> u64 {
+    number("lvs", "lv_size", &format!("{group}/{name}"))
+}
+
+fn number(program: &str, field: &str, of: &str) -> u64 {
+    output(program, &["--noheadings", "--units", "b", "--nosuffix", "-o", field, of]).trim().parse().unwrap()
+}
+
+/// Fills the pool of a thin volume to so many percent, by another volume in it.
+pub fn fill_pool(volume: &Volume, percent: u64) {
+    let pool = format!("{}/{}-pool", volume.group, volume.name);
+    output("lvcreate", &["-q", "-y", "-V", "1g", "-T", &pool, "-n", "other"]);
+    let mut other = fs::File::options().write(true).open(format!("/dev/{}/other", volume.group)).unwrap();
+    let used =
+        || output("lvs", &["--noheadings", "-o", "data_percent", &pool]).trim().parse::<f64>().unwrap();
+    #[allow(clippy::cast_precision_loss, reason = "a percentage")]
+    while used() < percent as f64 {
+        other.write_all(&vec![1; 2 << 20]).unwrap();
+        other.sync_data().unwrap();
     }
 }
 
@@ -94,6 +119,7 @@ pub struct Volume {
     pub group: String,
     pub name: String,
     pub filesystem: &'static str,
+    make: Make,
     dir: tempfile::TempDir,
 }
 
@@ -114,10 +140,28 @@ impl Volume {
         let mkfs = if filesystem == "xfs" { vec!["-q", "-f"] } else { vec!["-q", "-F"] };
         output(&format!("mkfs.{filesystem}"), &[&mkfs[..], &[&device]].concat());
         let dir = tempfile::tempdir().unwrap();
-        let volume = Self { group: group.name.clone(), name: name.to_owned(), filesystem, dir };
+        let volume = Self { group: group.name.clone(), name: name.to_owned(), filesystem, make, dir };
         fs::create_dir(volume.path()).unwrap();
-        output("mount", &[&device, volume.path().to_str().unwrap()]);
+        volume.mount();
         volume
+    }
+
+    fn mount(&self) {
+        let device = format!("/dev/{}/{}", self.group, self.name);
+        output("mount", &[&device, self.path().to_str().unwrap()]);
+    }
+
+    /// Takes it away and brings it back, as a reboot would: what was written to fill it is no longer counted as load.
+    pub fn come_up_again(&self) {
+        output("umount", &[self.path().to_str().unwrap()]);
+        let full = format!("{}/{}", self.group, self.name);
+        output("lvchange", &["-q", "-an", &full]);
+        output("lvchange", &["-q", "-ay", &full]);
+        self.mount();
+    }
+
+    pub fn is_thin(&self) -> bool {
+        self.make != Make::Classic
     }
 
     /// Where it is mounted.
@@ -137,6 +181,9 @@ impl Drop for Volume {
     fn drop(&mut self) {
         let unmounted = Command::new("umount").arg(self.path()).output().unwrap();
         let error = String::from_utf8_lossy(&unmounted.stderr);
-        assert!(unmounted.status.success() || std::thread::panicking(), "{}: {error}", self.name);
+        if !unmounted.status.success() {
+            assert!(std::thread::panicking(), "{}: {error}", self.name);
+            let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+        }
     }
 }

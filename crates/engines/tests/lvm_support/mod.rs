@@ -125,7 +125,7 @@ impl Counter {
                 if stop.load(Ordering::SeqCst) {
                     return;
                 }
-                thread::yield_now();
+                thread::sleep(Duration::from_millis(1));
             }
         };
         let thread = Some(thread::spawn(work));
@@ -168,6 +168,76 @@ pub fn counted(read: impl Fn(&str) -> Vec<u8>) -> u64 {
         log.len()
     );
     first
+}
+
+/// A thread that writes other bytes over files again and again, which is what fills a snapshot of them.
+pub struct Rewriter {
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Rewriter {
+    /// Rewrites these files from end to end, a mebibyte at a time, each synced; rests for `pace` between.
+    pub fn start(files: Vec<PathBuf>, pace: Duration) -> Self {
+        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (seen, count) = (Arc::clone(&stop), Arc::clone(&written));
+        let work = move || {
+            for round in 1_u8.. {
+                for path in &files {
+                    let mut file = fs::File::options().write(true).open(path).unwrap();
+                    let length = file.metadata().unwrap().len();
+                    for _ in 0..length / disks::MIB {
+                        if seen.load(Ordering::SeqCst) {
+                            return;
+                        }
+                        file.write_all(&noise(usize::try_from(disks::MIB).unwrap(), u64::from(round)))
+                            .unwrap();
+                        file.sync_data().expect("the origin takes what is written");
+                        count.fetch_add(disks::MIB, Ordering::SeqCst);
+                        thread::sleep(pace);
+                    }
+                }
+            }
+        };
+        Self { stop, written, thread: Some(thread::spawn(work)) }
+    }
+
+    /// Waits until so many more bytes are written.
+    pub fn wait_for(&self, bytes: u64) {
+        let from = self.written.load(Ordering::SeqCst);
+        eventually("the origin takes writes", || {
+            (self.written.load(Ordering::SeqCst) >= from + bytes).then_some(())
+        });
+    }
+
+    /// Ends it; fails if a write failed.
+    pub fn end(mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.take().unwrap().join().expect("the origin took all writes");
+    }
+}
+
+/// Pages of which no two are equal, the same for the same seed.
+pub fn noise(length: usize, seed: u64) -> Vec<u8> {
+    const PAGE: usize = 4096;
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let page: Vec<u8> = (0..PAGE / 8)
+        .flat_map(|_| {
+            // xorshift64: Marsaglia, "Xorshift RNGs".
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()
+        })
+        .collect();
+    let mut bytes = page.repeat(length.div_ceil(PAGE));
+    for (number, page) in bytes.chunks_mut(PAGE).enumerate() {
+        page[..8].copy_from_slice(&seed.to_le_bytes());
+        page[8..16].copy_from_slice(&number.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
 }
 
 /// When the process is to be killed: after so many entries in its journal.
