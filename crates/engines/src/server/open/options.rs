@@ -13,21 +13,26 @@ use model::{
 use super::copy::{Placement, ServerCopy};
 
 /// Global variables that are passed on as they were: without them a copy does not open, or means something else.
-const VALUES: [&str; 14] = [
+const VALUES: [&str; 19] = [
+    "aria_block_size",
+    "aria_log_file_size",
     "character_set_server",
     "collation_server",
     "default_storage_engine",
     "explicit_defaults_for_timestamp",
+    "file_key_management_encryption_algorithm",
     "innodb_checksum_algorithm",
     "innodb_compression_algorithm",
     "innodb_default_row_format",
     "innodb_log_file_size",
     "innodb_log_files_in_group",
     "innodb_page_size",
+    "innodb_redo_log_capacity",
     "innodb_undo_tablespaces",
     "lower_case_table_names",
     "rocksdb_default_cf_options",
     "rocksdb_override_cf_options",
+    "sql_mode",
 ];
 
 /// Global variables that are paths of the copy's own.
@@ -90,7 +95,8 @@ pub(super) fn of_copy(copy: &ServerCopy, placement: &Placement) -> Result<Vec<Op
 
 /// What does not depend on where anything lies.
 pub(super) fn values(record: &ServerRecord) -> Vec<Opt> {
-    let value = |name: &&str| set(record, name).map(|value| opt(&dashed(name), value));
+    // Loose: a newer server may not have one of them any more.
+    let value = |name: &&str| set(record, name).map(|value| opt(&format!("loose-{}", dashed(name)), value));
     VALUES.iter().filter_map(value).collect()
 }
 
