@@ -1,0 +1,166 @@
+//! Connections and servers that go away in the middle of a cut.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use mysql::prelude::Queryable;
+use testkit::server::{Latency, Ledger};
+
+use crate::{
+    common::seed,
+    site::{Backup, Kind, ServerSite},
+};
+
+/// What the program says in each stage, in order. The server writes it down before it does it.
+const STAGES: [&str; 9] = [
+    "SELECT ",
+    "BACKUP STAGE START",
+    "BACKUP STAGE FLUSH",
+    "BACKUP STAGE BLOCK_DDL",
+    "BACKUP STAGE BLOCK_COMMIT",
+    "ENGINE LOGS",
+    "SHOW MASTER STATUS",
+    "max_statement_time=1 FOR BACKUP STAGE",
+    "BACKUP STAGE END",
+];
+
+/// Reads what is added to a general log.
+struct Watch {
+    file: File,
+    rest: String,
+}
+
+impl Watch {
+    fn of(path: &Path) -> Self {
+        let mut file = File::open(path).expect("the general log");
+        file.seek(SeekFrom::End(0)).expect("its end");
+        Self { file, rest: String::new() }
+    }
+
+    /// Id of the connection that says this first; `None` once `stop` is set.
+    fn wait_for(mut self, text: &str, but_not: &[u64], stop: &AtomicBool) -> Option<u64> {
+        while !stop.load(Ordering::Relaxed) {
+            let mut bytes = Vec::new();
+            self.file.read_to_end(&mut bytes).expect("the general log");
+            self.rest.push_str(&String::from_utf8_lossy(&bytes));
+            while let Some((line, rest)) = self.rest.split_once('\n') {
+                let found = line.contains(text).then(|| said_by(line)).flatten();
+                let line = rest.to_owned();
+                self.rest = line;
+                if let Some(id) = found.filter(|id| !but_not.contains(id)) {
+                    return Some(id);
+                }
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+        None
+    }
+}
+
+/// `251120 16:30:01\t    12 Query\tBACKUP STAGE START`, without the time if it is the one before.
+fn said_by(line: &str) -> Option<u64> {
+    line.split_once(" Query\t")?.0.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+struct Scene {
+    site: ServerSite,
+    log: PathBuf,
+    clients: [Latency; 2],
+    _ledger: Ledger,
+}
+
+impl Scene {
+    fn new(kind: Kind) -> Self {
+        let site = ServerSite::new(kind, |server| server);
+        let ledger = site.ledger(seed());
+        let clients = site.clients();
+        let log = site.log_statements();
+        Self { site, log, clients, _ledger: ledger }
+    }
+
+    /// One backup; when a connection of the program says this, `act` is done to it, once.
+    fn backup(&self, text: &str, act: impl FnOnce(u64) + Send) -> (Backup, bool) {
+        let (watch, over) = (Watch::of(&self.log), AtomicBool::new(false));
+        thread::scope(|scope| {
+            let over = &over;
+            let acting = scope.spawn(move || match watch.wait_for(text, &[], over) {
+                Some(id) => {
+                    act(id);
+                    true
+                }
+                None => false,
+            });
+            let backup = self.site.backup();
+            over.store(true, Ordering::Relaxed);
+            (backup, acting.join().expect("it acts"))
+        })
+    }
+}
+
+/// Either another attempt succeeded, and the copy proves it; or it is not called consistent.
+fn assert_honest(site: &ServerSite, backup: &Backup) {
+    match backup.ran.status() {
+        Some(0) => {
+            backup.expect_verdict("consistent");
+            site.assert_whole(&site.restore());
+        }
+        Some(3) => assert_ne!(backup.application()["verdict"], "consistent"),
+        Some(1) => {}
+        other => panic!("status {other:?}: {}{}", backup.ran.out(), backup.ran.err()),
+    }
+}
+
+#[test]
+fn a_connection_lost_in_any_stage_lets_everybody_go_and_no_copy_lies() {
+    let scene = Scene::new(Kind::Btrfs);
+    let site = &scene.site;
+    for stage in STAGES {
+        let mut killer = site.server.connect();
+        let (backup, met) = scene.backup(stage, |id| {
+            let _ = killer.query_drop(format!("KILL {id}"));
+        });
+        assert!(met, "the program never said {stage:?}: {}", backup.ran.err());
+        println!("{stage}: status {:?}: {}", backup.ran.status(), backup.ran.err());
+        for all in &scene.clients {
+            all.wait_for_commits(Duration::from_secs(3)).expect("clients go on");
+        }
+        site.assert_budget(&scene.clients, &backup);
+        assert_honest(site, &backup);
+        site.assert_left_as_it_was();
+    }
+    site.backup().expect_verdict("consistent");
+    site.assert_left_as_it_was();
+}
+
+#[test]
+fn a_server_killed_in_the_middle_of_a_cut_fails_it_and_is_cut_when_it_is_back() {
+    for kind in [Kind::Btrfs, Kind::Xfs] {
+        let mut scene = Scene::new(kind);
+        let pid = scene.site.server.pid().to_string();
+        let (backup, met) = scene.backup("BACKUP STAGE BLOCK_COMMIT", |_| {
+            let killed = std::process::Command::new("kill").args(["-9", &pid]).status();
+            assert!(killed.expect("kill").success());
+        });
+        assert!(met);
+        println!("status {:?}: {}{}", backup.ran.status(), backup.ran.out(), backup.ran.err());
+        assert_ne!(backup.ran.status(), Some(0), "a dead server proves nothing");
+        assert!(backup.ended - backup.begun < Duration::from_secs(60));
+        scene.site.server.kill();
+        let down = Instant::now();
+        scene.site.server.start();
+        for all in &scene.clients {
+            all.wait_for_commits(Duration::from_secs(10)).expect("clients go on");
+        }
+        println!("back after {:?}", down.elapsed());
+        let again = scene.site.backup();
+        again.expect_verdict("consistent");
+        scene.site.assert_whole(&scene.site.restore());
+        scene.site.assert_left_as_it_was();
+    }
+}
