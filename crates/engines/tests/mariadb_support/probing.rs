@@ -117,7 +117,7 @@ pub fn outside() {
     assert_eq!(engines, ["Aria", "InnoDB", "MyISAM", "ROCKSDB"]);
     assert!(facts.settings["plugin_load_add"].contains("ha_rocksdb"), "{:?}", facts.settings);
     assert!(facts.extents.is_some_and(|extents| extents > 0));
-    assert!(facts.notes.iter().any(|note| note.contains("outside its data directory")), "{:?}", facts.notes);
+    assert!(facts.file_notes.iter().any(|note| note.contains("outside its data directory")), "{:?}", facts.file_notes);
 }
 
 fn owner_of_servers() -> u32 {

@@ -70,8 +70,15 @@ pub(super) fn plan_server(inventory: &Inventory, server: &ServerDatabase, facts:
         plan.holds.push(HoldPlan { method, why: why.to_owned() });
     }
     plan.notes.extend(found.notes.iter().map(|note| format!("{source}: {note}")));
-    plan.notes.extend(extents_note(found).map(|note| format!("{source}: {note}")));
-    let staging = inventory.state().join("staging");
+    if !matches!(chosen.method, PinMethod::ServerDump(_)) {
+        let of_files = found.file_notes.iter().cloned().chain(extents_note(found));
+        plan.notes.extend(of_files.map(|note| format!("{source}: {note}")));
+    }
+    let staging = match &chosen.method {
+        PinMethod::ServerReflink(server) => server.roots.first().map(|root| root.staging.clone()),
+        _ => None,
+    };
+    let staging = staging.unwrap_or_else(|| inventory.state().join("staging"));
     plan.pins.push(PinPlan { source, method: chosen.method, staging, why: chosen.why });
 }
 
@@ -379,6 +386,7 @@ mod tests {
             files: 100,
             extents: Some(1000),
             notes: vec![],
+            file_notes: vec![],
             refusal: None,
         };
         let directory = DirectoryFacts {

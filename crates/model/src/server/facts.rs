@@ -50,8 +50,10 @@ pub struct ServerFacts {
     pub files: u64,
     /// Extents of these files where `FIEMAP` tells them, for the predicted stall.
     pub extents: Option<u64>,
-    /// What a person should know: external tablespaces, leftovers, logs that are left out.
+    /// What a person should know.
     pub notes: Vec<String>,
+    /// The same about its files, if they are stored: external tablespaces, leftovers, logs that are left out.
+    pub file_notes: Vec<String>,
     /// Why it cannot be backed up at all, with the remedy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,

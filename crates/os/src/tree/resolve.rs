@@ -99,6 +99,8 @@ fn entry(path: &Path, role: Role) -> Option<Entry> {
             Some(Entry { path: path.to_owned(), kind, meta, body: Body::Nothing, role })
         }
         Ok((Found::Socket, _)) => None,
+        // Only in backups: above what is generated, such as dumps.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "the attributes of a directory above are unknown");
             None

@@ -67,6 +67,7 @@ fn nothing(server: &ServerDatabase) -> ServerFacts {
         files: 0,
         extents: None,
         notes: vec![],
+        file_notes: vec![],
         refusal: None,
     }
 }
@@ -225,7 +226,7 @@ fn of_files(
     facts.files = found.walked.files;
     facts.bytes = Bytes(found.walked.bytes);
     facts.extents = found.walked.extents;
-    facts.notes.extend(found.notes);
+    facts.file_notes.extend(found.notes);
     Ok(())
 }
 
