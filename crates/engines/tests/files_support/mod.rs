@@ -182,12 +182,11 @@ impl Bench<'_> {
         while let Some(last) = held.pop() {
             proofs = proofs.and(last.thaw());
         }
-        let thawed = Instant::now();
+        let all = frozen.elapsed();
         let (pin, stillness, pinning, looking) = pinned?;
         proofs?;
-        let times =
-            Times { prepared, locked, stopped: stopped - locked, pinning, looking, all: thawed - frozen };
-        Ok(Taken { pin, stillness, times, frozen, thawed })
+        let times = Times { prepared, locked, stopped: stopped - locked, pinning, looking, all };
+        Ok(Taken { pin, stillness, times })
     }
 }
 
@@ -223,8 +222,6 @@ pub struct Taken {
     pub pin: Box<dyn Pin>,
     pub stillness: Stillness,
     pub times: Times,
-    pub frozen: Instant,
-    pub thawed: Instant,
 }
 
 pub fn timed<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<(Duration, T), Failure> {

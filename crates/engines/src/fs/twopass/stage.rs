@@ -170,54 +170,62 @@ impl<'a> Round<'a> {
     /// # Errors
     /// If the staging directory is the trouble, or it got late.
     pub(super) fn clone_together(&mut self, entries: &[&Entry]) -> Result<Vec<Option<Taken>>, Failure> {
-        let places: Vec<usize> = (0..entries.len())
-            .filter(|at| entries.get(*at).is_some_and(|e| e.meta.links <= 1 && self.pinner.clones(e)))
-            .collect();
-        let chosen = || places.iter().filter_map(|at| entries.get(*at).copied());
-        let job = |entry: &Entry| Job {
-            path: entry.path.clone(),
-            size: entry.meta.size,
-            old: self.own_copy(entry),
-        };
-        let jobs: Vec<Job> = chosen().map(job).collect();
+        let jobs: Vec<Option<Job>> = entries.iter().map(|entry| self.job(entry)).collect();
         let (until, clock) = (self.until, Arc::clone(&self.pinner.clock));
         let late = move || until.is_some_and(|until| until.has_passed(clock.moment()));
         let results = clone_all(self.copies, &jobs, When { frozen: until.is_some(), late: &late });
-        let mut all = vec![None; entries.len()];
-        let mut too_late = results.iter().any(Option::is_none);
-        let mut failure = None;
-        for (((at, entry), job), result) in places.iter().zip(chosen()).zip(&jobs).zip(results) {
-            let Some(result) = result else { continue };
-            match result {
-                Ok(taken) => {
-                    self.remember(entry, taken, true);
-                    if let Some(place) = all.get_mut(*at) {
-                        *place = Some(taken);
-                    }
-                }
-                Err(Untaken::TooLate) => {
-                    self.remember_half_done(entry, job.old);
-                    too_late = true;
-                }
-                Err(error) => {
-                    self.pinner.table.remove(&entry.path);
-                    match error {
-                        Untaken::CannotClone(error) => self.remember_clonable(entry, &error),
-                        Untaken::Staging(error) => failure = Some(self.staging_failure(&error)),
-                        Untaken::Vanished | Untaken::Unreadable(_) | Untaken::TooLate => {}
-                    }
-                }
+        let (mut all, mut left, mut failure) = (Vec::with_capacity(entries.len()), Vec::new(), None);
+        // All are noted, whatever became of one: the copies are otherwise than the table says.
+        for ((entry, job), result) in entries.iter().zip(jobs).zip(results) {
+            let noted = match (job, result) {
+                (None, _) => Ok(None),
+                (Some(_), None) => Err(Untaken::TooLate),
+                (Some(job), Some(result)) => self.note(entry, job.old, result),
+            };
+            match noted {
+                Ok(taken) => all.push(taken),
+                Err(Untaken::Staging(error)) => failure = Some(self.staging_failure(&error)),
+                Err(_) => left.push(*entry),
             }
         }
-        if let Some(failure) = failure {
-            return Err(failure);
+        match failure {
+            Some(failure) => Err(failure),
+            None if !left.is_empty() => Err(self.too_late(&left)),
+            None => Ok(all),
         }
-        if too_late {
-            let left: Vec<&Entry> =
-                all.iter().zip(entries).filter(|(t, _)| t.is_none()).map(|(_, e)| *e).collect();
-            return Err(self.too_late(&left));
+    }
+
+    /// What is to be cloned together with others.
+    fn job(&self, entry: &Entry) -> Option<Job> {
+        let fits = entry.meta.links <= 1 && self.pinner.clones(entry);
+        fits.then(|| Job { path: entry.path.clone(), size: entry.meta.size, old: self.own_copy(entry) })
+    }
+
+    /// Writes down what became of a file; an error is one that concerns the whole round.
+    fn note(
+        &mut self,
+        entry: &Entry,
+        old: Option<u32>,
+        result: Result<Taken, Untaken>,
+    ) -> Result<Option<Taken>, Untaken> {
+        match result {
+            Ok(taken) => {
+                self.remember(entry, taken, true);
+                return Ok(Some(taken));
+            }
+            Err(Untaken::TooLate) => {
+                self.remember_half_done(entry, old);
+                return Err(Untaken::TooLate);
+            }
+            Err(Untaken::CannotClone(error)) => self.remember_clonable(entry, &error),
+            Err(Untaken::Vanished | Untaken::Unreadable(_)) => {}
+            Err(Untaken::Staging(error)) => {
+                self.pinner.table.remove(&entry.path);
+                return Err(Untaken::Staging(error));
+            }
         }
-        Ok(all)
+        self.pinner.table.remove(&entry.path);
+        Ok(None)
     }
 
     /// Takes out what is too much to be copied while everybody is held: the largest files, until the rest is

@@ -27,29 +27,28 @@ pub(super) struct Job {
     pub old: Option<u32>,
 }
 
-/// What became of each job, in their order; nothing of those that were not begun because it got late.
+/// What became of each job, in their order; nothing where there is none, and of those that were not begun because it
+/// got late.
 pub(super) fn clone_all(
     copies: &Copies,
-    jobs: &[Job],
+    jobs: &[Option<Job>],
     when: When<'_>,
 ) -> Vec<Option<Result<Taken, Untaken>>> {
     // The largest first, so that no thread is left alone with it at the end.
-    let mut order: Vec<usize> = (0..jobs.len()).collect();
-    order.sort_by_key(|at| jobs.get(*at).map(|job| std::cmp::Reverse(job.size.0)));
+    let at = |at: usize| jobs.get(at).and_then(Option::as_ref);
+    let mut order: Vec<usize> = (0..jobs.len()).filter(|place| at(*place).is_some()).collect();
+    order.sort_by_key(|place| at(*place).map(|job| std::cmp::Reverse(job.size)));
     let next = AtomicUsize::new(0);
     let run = || {
         let mut done = Vec::new();
-        while let Some(at) = order.get(next.fetch_add(1, Ordering::Relaxed)).copied() {
-            let Some(job) = jobs.get(at) else { break };
-            if (when.late)() {
-                break;
-            }
-            done.push((at, copies.take(&job.path, Way::Clone, job.old, when)));
+        while let Some(place) = order.get(next.fetch_add(1, Ordering::Relaxed)).copied() {
+            let Some(job) = at(place).filter(|_| !(when.late)()) else { break };
+            done.push((place, copies.take(&job.path, Way::Clone, job.old, when)));
         }
         done
     };
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let threads = cores.min(MOST_THREADS).min(jobs.len().div_ceil(PER_THREAD));
+    let threads = cores.min(MOST_THREADS).min(order.len().div_ceil(PER_THREAD));
     let mut results: Vec<Option<Result<Taken, Untaken>>> = Vec::new();
     results.resize_with(jobs.len(), || None);
     thread::scope(|scope| {
@@ -60,9 +59,9 @@ pub(super) fn clone_all(
         for other in others {
             done.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
         }
-        for (at, result) in done {
-            if let Some(place) = results.get_mut(at) {
-                *place = Some(result);
+        for (place, result) in done {
+            if let Some(slot) = results.get_mut(place) {
+                *slot = Some(result);
             }
         }
     });

@@ -101,3 +101,42 @@ impl Pin for Keys {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, sync::Arc, time::Duration};
+
+    use model::{
+        entry::{Body, Role},
+        id::SourceId,
+        known::Known,
+        port::{FailureKind, Pinner, Silent},
+        verdict::Stillness,
+    };
+    use os::clock::{SystemClock, deadline_in};
+
+    use super::KeyFile;
+
+    #[test]
+    fn a_file_of_keys_is_stored_with_the_way_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap().join("keys");
+        fs::write(&path, "1;abcdef").unwrap();
+        let source = SourceId::new("mariadb", "/run/s");
+        let mut keys = KeyFile::new(source, path.clone(), Arc::new(SystemClock));
+        assert!(keys.prepare(&Known::default()).unwrap().is_none());
+        let soon = deadline_in(Duration::from_secs(5));
+        let mut pin = keys.pin(soon).unwrap();
+        assert!(matches!(pin.unchanged(soon).unwrap(), Stillness::NothingChanged(_)));
+        let entries = pin.harvest(&Silent).unwrap().entries;
+        let (keys_entry, above) = entries.split_last().unwrap();
+        assert_eq!((&keys_entry.path, &keys_entry.body), (&path, &Body::Inline(b"1;abcdef".to_vec())));
+        assert!(above.iter().all(|entry| entry.role == Role::Ancestor && path.starts_with(&entry.path)));
+
+        let mut changed = keys.pin(soon).unwrap();
+        fs::write(&path, "2;abcdefgh").unwrap();
+        assert!(matches!(changed.unchanged(soon).unwrap(), Stillness::NotShown(_)));
+        fs::remove_file(&path).unwrap();
+        assert_eq!(keys.pin(soon).err().unwrap().kind, FailureKind::Other);
+    }
+}

@@ -20,6 +20,9 @@ mod keys;
 mod pin;
 mod writers;
 
+#[cfg(test)]
+mod tests;
+
 use std::{sync::Arc, time::Duration};
 
 use model::{
@@ -32,6 +35,7 @@ use model::{
     server::ServerPosition,
     time::Deadline,
 };
+use os::tree::clock_of_stamps;
 
 use self::{keys::KeyFile, pin::FilesPin, writers::Writers};
 use super::Holder;
@@ -124,7 +128,19 @@ impl FilesPinner {
         }
         self.lock.position().ok_or_else(|| lost("nobody read its position under the lock"))
     }
+
+    /// Waits until the kernel stamps files with another time (1 to 10 ms): what the server wrote just before it
+    /// stood still would otherwise have the same time as a change after that, and be taken for one (seen).
+    fn let_a_tick_pass(&self, until: Deadline) {
+        let before = clock_of_stamps();
+        while clock_of_stamps() <= before && !until.has_passed(self.clock.moment()) {
+            self.clock.sleep(GLANCE);
+        }
+    }
 }
+
+/// How long is waited between two looks at the clock that stamps files.
+const GLANCE: Duration = Duration::from_micros(200);
 
 /// What a whole copy needs of the plan, whoever made it.
 fn check(source: &SourceId, plan: &ServerPlan, form: FilesForm) -> Result<(), Failure> {
@@ -211,6 +227,9 @@ impl Pinner for FilesPinner {
         let position = self.locked()?;
         if self.plan.server_held {
             self.writers.are_held()?;
+        }
+        if self.form == FilesForm::Reflink {
+            self.let_a_tick_pass(until);
         }
         let mut pins: Vec<Box<dyn Pin>> = Vec::with_capacity(self.inner.len());
         for pinner in &mut self.inner {
