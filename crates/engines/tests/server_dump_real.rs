@@ -2,14 +2,17 @@
 
 mod server_dump_support;
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{fs, sync::Arc, thread, time::Duration};
 
 use engines::server::{
-    dump::{DumpPinner, Loaded, Target, load, read_index},
+    Holder,
+    dump::{DumpPinner, Loaded, SwapPlan, Target, load, recover},
     physical::{PhysicalPinner, replay_plan},
 };
 use model::{
     entry::Harvest,
+    id::CutId,
+    known::Known,
     plan::PinMethod,
     port::{FailureKind, Journal, Pinner, Silent},
     problem::Effect,
@@ -18,31 +21,59 @@ use model::{
 };
 use mysql::prelude::Queryable;
 use server_dump_support::{
-    BESIDE, BUDGET, Bench, access, assert_same, ok, portrait, schema, thaw, within, write_out,
+    BESIDE, BUDGET, Bench, access, assert_same, ledger, ok, portrait, schema, thaw, within, write_out,
 };
-use testkit::server::PrivateServer;
+use testkit::{fakes::journal::MemoryJournal, server::PrivateServer};
 
-fn dumper(bench: &Bench, holder: &engines::server::Holder, databases: &[&str]) -> DumpPinner {
+fn dumper(bench: &Bench, holder: &Holder, databases: &[&str]) -> DumpPinner {
     let plan = bench.server_plan(databases);
     let pin = bench.pin_plan(PinMethod::ServerDump(plan.clone()));
     ok(DumpPinner::new(&pin, &plan, holder.clone(), bench.means()))
 }
 
-/// Loads a harvest into a new server.
-fn loaded(harvest: &Harvest, only: &[&str], server: &PrivateServer) -> Loaded {
-    let bench_dir = tempfile::tempdir().expect("a directory");
-    write_out(&harvest.entries, bench_dir.path());
-    let journal: std::sync::Arc<dyn Journal> =
-        std::sync::Arc::new(testkit::fakes::journal::MemoryJournal::default());
-    let access = access(server);
-    let target = Target { access: &access, journal: &journal, staging: bench_dir.path() };
-    let only: Vec<String> = only.iter().map(|name| (*name).to_owned()).collect();
-    let root = bench_dir.path().join(BESIDE.trim_start_matches('/'));
-    ok(load(&root, &only, &target))
+/// A harvest written out as a restore does it, and what a loading needs.
+struct Restored {
+    dir: tempfile::TempDir,
+    journal: Arc<MemoryJournal>,
+}
+
+impl Restored {
+    fn of(harvest: &Harvest) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        write_out(&harvest.entries, dir.path());
+        Self { dir, journal: Arc::new(MemoryJournal::default()) }
+    }
+
+    fn root(&self) -> std::path::PathBuf {
+        self.dir.path().join(BESIDE.trim_start_matches('/'))
+    }
+
+    fn with<T>(&self, server: &PrivateServer, work: impl FnOnce(&Target<'_>) -> T) -> T {
+        let journal: Arc<dyn Journal> = self.journal.clone();
+        let access = access(server);
+        let done = work(&Target { access: &access, journal: &journal, staging: self.dir.path() });
+        assert!(self.journal.open().is_empty(), "{:?}", self.journal.open());
+        done
+    }
+}
+
+fn loaded(harvest: &Harvest, server: &PrivateServer) -> Loaded {
+    let restored = Restored::of(harvest);
+    restored.with(server, |target| ok(load(&restored.root(), &[], target)))
 }
 
 fn worst(harvest: &Harvest) -> Option<Effect> {
     harvest.problems.iter().map(|problem| problem.effect).max()
+}
+
+/// What a harvest says that is worse than a note.
+fn bad(harvest: &Harvest) -> String {
+    let bad = harvest.problems.iter().filter(|problem| problem.effect != Effect::Note);
+    bad.map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+fn cut_id() -> CutId {
+    CutId::new("20261120T031500Z-5be2a1").expect("an id")
 }
 
 #[test]
@@ -55,7 +86,7 @@ fn every_type_and_object_comes_back_as_it_was() {
     let (harvest, pin) = bench.cut(&mut lock, &mut pinner, || {});
     assert_eq!(worst(&harvest), Some(Effect::Note), "{:#?}", harvest.problems);
     let other = PrivateServer::builder().no_binlog().start();
-    let told = loaded(&harvest, &[], &other);
+    let told = loaded(&harvest, &other);
     assert_eq!(told.databases, 2);
     assert!(told.rows > 23_000, "{told:?}");
     let is = portrait(&other, &["every", "other"]);
@@ -66,6 +97,311 @@ fn every_type_and_object_comes_back_as_it_was() {
         };
         assert_eq!(grants(&bench.server), grants(&other));
     }
+    ok(pin.release());
+    drop((pinner, lock));
+    bench.assert_clean();
+}
+
+#[test]
+fn all_tables_are_of_the_one_instant_while_others_write() {
+    let bench = Bench::new(PrivateServer::builder().rocksdb().start());
+    ledger::make(&bench.server, ["InnoDB", "InnoDB", "ROCKSDB", "InnoDB"]);
+    let mut lock = bench.lock();
+    let mut pinner = dumper(&bench, &lock.holder, &["ledger"]);
+    let gtid = |text: &str| text.rsplit('-').next().and_then(|n| n.parse::<u64>().ok()).expect("a GTID");
+    let before = gtid(&bench.server.ask("SELECT @@gtid_binlog_pos").expect("a GTID"));
+    let writers = ledger::Writers::start(&bench.server, 4);
+    thread::sleep(Duration::from_millis(300));
+    for round in 0..5 {
+        let (harvest, pin) = bench.cut(&mut lock, &mut pinner, || thread::sleep(Duration::from_millis(200)));
+        assert_eq!(worst(&harvest), Some(Effect::Note), "{}", bad(&harvest));
+        let record = harvest.server.as_ref().expect("a record");
+        assert_eq!(
+            (record.form, record.databases.as_slice()),
+            (ServerForm::Dump, &["ledger".to_owned()][..])
+        );
+        let at = gtid(&record.position.gtid.as_ref().expect("a GTID").0);
+        let other = PrivateServer::builder().no_binlog().rocksdb().start();
+        loaded(&harvest, &other);
+        let rows = ledger::judge(&other);
+        assert!(rows > 0);
+        assert_eq!(
+            rows,
+            at - before,
+            "round {round}: every transaction up to the position, and none after it"
+        );
+        ok(pin.release());
+    }
+    drop((writers, pinner, lock));
+    bench.assert_clean();
+}
+
+#[test]
+fn a_definition_stays_until_its_table_is_read() {
+    let bench = Bench::new(PrivateServer::builder().start());
+    ledger::make(&bench.server, ["InnoDB", "InnoDB", "InnoDB", "MyISAM"]);
+    bench.server.run((0..4).map(|t| {
+        format!("INSERT INTO ledger.t{t} (writer, n, pad) SELECT 0, seq, REPEAT('x', 100) FROM ledger.seq_1_to_5000")
+    }));
+    let mut lock = bench.lock();
+    let mut pinner = dumper(&bench, &lock.holder, &["ledger"]);
+    let mut alter = None;
+    let (harvest, pin) = bench.cut(&mut lock, &mut pinner, || {
+        let mut conn = bench.server.connect();
+        alter = Some(thread::spawn(move || {
+            conn.query_drop("ALTER TABLE ledger.t1 DROP COLUMN pad").expect("in the end");
+            conn.query_drop("DROP TABLE ledger.t3").expect("in the end");
+        }));
+        let waits = "SELECT COUNT(*) FROM information_schema.processlist WHERE state LIKE 'Waiting for table metadata lock'";
+        let seen = testkit::server::wait_until(Duration::from_secs(10), || bench.server.ask(waits).as_deref() == Some("1"));
+        assert!(seen.is_some(), "the ALTER waits for the dump");
+    });
+    alter.expect("it was started").join().expect("it ended, since the dump gave its locks up");
+    let other = PrivateServer::builder().no_binlog().start();
+    loaded(&harvest, &other);
+    assert_eq!(ledger::judge(&other), 5000);
+    assert_eq!(bad(&harvest), "");
+    ok(pin.release());
+    drop((pinner, lock));
+    bench.assert_clean();
+}
+
+#[test]
+fn what_is_not_of_the_instant_is_named() {
+    let bench = Bench::new(PrivateServer::builder().start());
+    bench.server.run([
+        "CREATE DATABASE d",
+        "CREATE TABLE d.small (a INT) ENGINE=MyISAM",
+        "INSERT INTO d.small VALUES (1)",
+        "CREATE TABLE d.large (a INT, b VARCHAR(1000)) ENGINE=MyISAM",
+        "INSERT INTO d.large SELECT seq, REPEAT('x', 1000) FROM d.seq_1_to_8000",
+        "CREATE PROCEDURE d.p() SELECT 1",
+    ]);
+    let mut lock = bench.lock();
+    let mut pinner = dumper(&bench, &lock.holder, &["d"]);
+    let (harvest, pin) = bench.cut(&mut lock, &mut pinner, || {
+        bench.server.run([
+            "INSERT INTO d.small VALUES (2)",
+            "INSERT INTO d.large VALUES (0, '')",
+            "DROP PROCEDURE d.p",
+        ]);
+    });
+    let said = bad(&harvest);
+    assert!(said.contains("d.large (MyISAM)") && !said.contains("d.small"), "{said}");
+    assert!(said.contains("triggers or events of d were changed"), "{said}");
+    assert_eq!(worst(&harvest), Some(Effect::Weaker));
+    let other = PrivateServer::builder().no_binlog().start();
+    loaded(&harvest, &other);
+    assert_eq!(other.ask("SELECT COUNT(*) FROM d.small").as_deref(), Some("1"));
+    ok(pin.release());
+}
+
+#[test]
+fn a_lost_session_is_noticed() {
+    let bench = Bench::new(PrivateServer::builder().start());
+    ledger::make(&bench.server, ["InnoDB"; 4]);
+    let mut lock = bench.lock();
+    let mut pinner = dumper(&bench, &lock.holder, &["ledger"]);
+    let kill = |bench: &Bench, most: usize| {
+        let asked = "SELECT p.id FROM information_schema.processlist p \
+                     JOIN information_schema.innodb_trx t ON p.id = t.trx_mysql_thread_id";
+        let mut ids: Vec<u64> = vec![];
+        let seen = testkit::server::wait_until(Duration::from_secs(10), || {
+            ids = bench.server.connect().query(asked).expect("transactions");
+            ids.len() == 4
+        });
+        assert!(seen.is_some(), "one transaction for each table: {ids:?}");
+        bench.server.run(ids.iter().take(most).map(|id| format!("KILL {id}")));
+    };
+    ok(pinner.prepare(&Known::default()));
+    let frozen = lock.freeze(BUDGET);
+    let mut pin = ok(pinner.pin(within(BUDGET)));
+    kill(&bench, 1);
+    let failure = pin.unchanged(within(BUDGET)).expect_err("a session is gone");
+    assert_eq!(failure.kind, FailureKind::Lost, "{}", failure.in_full());
+    drop((frozen, pin));
+    // The next attempt connects anew.
+    ok(pinner.round());
+    let (harvest, pin) = bench.cut(&mut lock, &mut pinner, || kill(&bench, 2));
+    let said = bad(&harvest);
+    assert_eq!(said.matches("is not in the dump").count(), 2, "{said}");
+    ok(pin.release());
+    let (mut failed, frozen) = (dumper(&bench, &lock.holder, &["absent"]), ());
+    assert_eq!(
+        failed.prepare(&Known::default()).map(drop).expect_err("no such database").kind,
+        FailureKind::Refused
+    );
+    let () = frozen;
+    drop((pinner, failed, lock));
+    bench.assert_clean();
+}
+
+#[test]
+fn a_table_made_meanwhile_is_another_attempts() {
+    let bench = Bench::new(PrivateServer::builder().start());
+    ledger::make(&bench.server, ["InnoDB"; 4]);
+    let mut lock = bench.lock();
+    let mut pinner = dumper(&bench, &lock.holder, &["ledger"]);
+    ok(pinner.prepare(&Known::default()));
+    bench.server.run(["CREATE TABLE ledger.more (a INT)", "INSERT INTO ledger.more VALUES (5)"]);
+    let frozen = lock.freeze(BUDGET);
+    let failure = pinner.pin(within(BUDGET)).map(drop).expect_err("another table");
+    assert!(failure.is_transient(), "{}", failure.in_full());
+    thaw(frozen);
+    ok(pinner.round());
+    let frozen = lock.freeze(BUDGET);
+    let mut pin = ok(pinner.pin(within(BUDGET)));
+    let Stillness::Lock(how) = ok(pin.unchanged(within(BUDGET))) else { panic!("a lock") };
+    assert!(how.contains("sessions"), "{how}");
+    thaw(frozen);
+    let harvest = ok(pin.harvest(&Silent));
+    let other = PrivateServer::builder().no_binlog().start();
+    assert_eq!(loaded(&harvest, &other).tables, 5);
+    // Without a lock nothing is pinned.
+    ok(pinner.round());
+    assert_eq!(pinner.pin(within(BUDGET)).map(drop).expect_err("no lock").kind, FailureKind::Lost);
+}
+
+#[test]
+fn databases_are_exchanged_in_place_and_back() {
+    let bench = Bench::new(PrivateServer::builder().start());
+    schema::make(&bench.server);
+    let mut lock = bench.lock();
+    let mut pinner = dumper(&bench, &lock.holder, &["every"]);
+    let (harvest, pin) = bench.cut(&mut lock, &mut pinner, || {});
+    let restored = Restored::of(&harvest);
+    ok(pin.release());
+    let was = portrait(&bench.server, &["every", "other"]);
+    // Damage of all kinds, then what is live now.
+    bench.server.run([
+        "DROP TRIGGER every.t1",
+        "DROP TABLE every.child",
+        "DROP VIEW every.a_first",
+        "DROP PROCEDURE every.speak",
+        "DELETE FROM every.many WHERE id > 10",
+        "CREATE TABLE every.extra (a INT) SELECT 1 AS a",
+        "CREATE VIEW every.extra_view AS SELECT a FROM every.extra",
+        "CREATE TRIGGER every.extra_t BEFORE INSERT ON every.extra FOR EACH ROW SET NEW.a = 1",
+        "CREATE EVENT every.extra_e ON SCHEDULE EVERY 1 DAY DISABLE DO SELECT 1",
+        "ALTER DATABASE every COLLATE utf8mb4_bin",
+    ]);
+    let damaged = portrait(&bench.server, &["every", "other"]);
+    let root = restored.root();
+    let plan = ok(SwapPlan::new(&root, &[], &cut_id()));
+    assert_eq!(plan.describe().len(), 1);
+    let databases =
+        |server: &PrivateServer| server.connect().query::<String, _>("SHOW DATABASES").expect("databases");
+    let before = databases(&bench.server);
+
+    restored.with(&bench.server, |target| {
+        let exchanged = ok(plan.exchange(&root, target));
+        assert!(exchanged.loaded().rows > 23_000);
+        assert_same(&was, &portrait(&bench.server, &["every", "other"]));
+        ok(exchanged.put_back());
+    });
+    assert_same(&damaged, &portrait(&bench.server, &["every", "other"]));
+    assert_eq!(databases(&bench.server), before);
+
+    // A crash after the exchange.
+    restored.with(&bench.server, |target| {
+        let staging = fs::read_dir(target.staging).expect("staging").count();
+        std::mem::forget(ok(plan.exchange(&root, target)));
+        for (_, undo) in restored.journal.open() {
+            let model::undo::Undo::RemoveTree { path } = undo else { panic!("{undo:?}") };
+            fs::remove_dir_all(path).expect("its staging");
+        }
+        for (ticket, _) in restored.journal.open() {
+            Journal::done(&*restored.journal, ticket);
+        }
+        assert_eq!(fs::read_dir(target.staging).expect("staging").count(), staging);
+        let refused = plan.exchange(&root, target).map(drop).expect_err("leftovers");
+        assert_eq!(refused.kind, FailureKind::Refused);
+        assert_eq!(ok(recover(target)), ["every"]);
+        assert_eq!(ok(recover(target)), Vec::<String>::new());
+    });
+    assert_same(&damaged, &portrait(&bench.server, &["every", "other"]));
+    assert_eq!(databases(&bench.server), before);
+
+    // A dump that fails in the middle.
+    let views = root.join("every/5-views.sql");
+    let good = fs::read(&views).expect("views");
+    fs::write(&views, "SELECT nonsense;").expect("written");
+    restored.with(&bench.server, |target| {
+        let failure = plan.exchange(&root, target).map(drop).expect_err("nonsense");
+        assert!(failure.in_full().contains("5-views.sql"), "{}", failure.in_full());
+    });
+    assert_same(&damaged, &portrait(&bench.server, &["every", "other"]));
+    fs::write(&views, good).expect("written");
+
+    restored.with(&bench.server, |target| ok(ok(plan.exchange(&root, target)).finish()));
+    assert_same(&was, &portrait(&bench.server, &["every", "other"]));
+    assert_eq!(databases(&bench.server), before);
+}
+
+#[test]
+fn a_physical_copy_is_replayed_up_to_the_cut() {
+    let bench = Bench::new(PrivateServer::builder().rocksdb().start());
+    ledger::make(&bench.server, ["InnoDB", "InnoDB", "ROCKSDB", "InnoDB"]);
+    let mut lock = bench.lock();
+    let plan = bench.server_plan(&[]);
+    let pin = bench.pin_plan(PinMethod::ServerPhysical(plan.clone()));
+    let mut pinner = ok(PhysicalPinner::new(&pin, &plan, lock.holder.clone(), bench.means()));
+    let writers = ledger::Writers::start(&bench.server, 4);
+    thread::sleep(Duration::from_millis(300));
+    ok(pinner.prepare(&Known::default()));
+    thread::sleep(Duration::from_millis(300));
+    bench.server.run(["FLUSH BINARY LOGS"]);
+    thread::sleep(Duration::from_millis(300));
+    let frozen = lock.freeze(BUDGET);
+    let rows = ledger::judge(&bench.server);
+    let mut pin = ok(pinner.pin(within(BUDGET)));
+    assert!(matches!(ok(pin.unchanged(within(BUDGET))), Stillness::Lock(_)));
+    thaw(frozen);
+    thread::sleep(Duration::from_millis(200));
+    bench.server.run(["FLUSH BINARY LOGS", "PURGE BINARY LOGS TO 'binlog.000003'"]);
+    let harvest = ok(pin.harvest(&Silent));
+    assert_eq!(bad(&harvest), "");
+    drop(writers);
+    let dir = tempfile::Builder::new().prefix("D2-copy").tempdir().expect("a directory");
+    write_out(&harvest.entries, dir.path());
+    ok(pin.release());
+
+    let below = |path: &std::path::Path| dir.path().join(path.strip_prefix("/").expect("absolute"));
+    let record = harvest.server.clone().expect("a record");
+    assert_eq!(record.form, ServerForm::Physical);
+    let replay = ok(replay_plan(&record, below)).expect("something to replay");
+    assert_eq!(replay.logs.len(), 2, "{}", replay.describe());
+    let copy = PrivateServer::builder().rocksdb().copy_at(below(bench.server.datadir())).start();
+    assert!(ledger::judge(&copy) < rows, "the copy was made before the cut");
+    let journal: Arc<dyn Journal> = bench.journal.clone();
+    ok(replay.run(&access(&copy), &journal, bench.staging.path()));
+    assert_eq!(ledger::judge(&copy), rows);
+    drop((pinner, lock));
+    bench.assert_clean();
+}
+
+#[test]
+fn a_physical_copy_without_a_log_is_weaker() {
+    let bench = Bench::new(PrivateServer::builder().no_binlog().start());
+    ledger::make(&bench.server, ["InnoDB"; 4]);
+    let mut lock = bench.lock();
+    let plan = bench.server_plan(&[]);
+    let pin = bench.pin_plan(PinMethod::ServerPhysical(plan.clone()));
+    let mut pinner = ok(PhysicalPinner::new(&pin, &plan, lock.holder.clone(), bench.means()));
+    ok(pinner.prepare(&Known::default()));
+    let frozen = lock.freeze(BUDGET);
+    let mut pin = ok(pinner.pin(within(BUDGET)));
+    assert!(matches!(ok(pin.unchanged(within(BUDGET))), Stillness::NotShown(_)));
+    thaw(frozen);
+    // Given up, it waits for the next attempt.
+    drop(pin);
+    let frozen = lock.freeze(BUDGET);
+    let mut pin = ok(pinner.pin(within(BUDGET)));
+    thaw(frozen);
+    let harvest = ok(pin.harvest(&Silent));
+    assert_eq!(worst(&harvest), Some(Effect::Weaker));
+    assert!(bad(&harvest).contains("log_bin"), "{}", bad(&harvest));
+    assert_eq!(ok(replay_plan(&harvest.server.clone().expect("a record"), |path| path.to_owned())), None);
     ok(pin.release());
     drop((pinner, lock));
     bench.assert_clean();

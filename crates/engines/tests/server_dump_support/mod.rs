@@ -1,5 +1,6 @@
 //! A server's cut taken by hand, and what is compared after a restore.
 
+pub mod ledger;
 pub mod schema;
 
 use std::{

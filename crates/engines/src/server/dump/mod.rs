@@ -17,6 +17,7 @@
 //! Crash story: see [`DumpPinner`] and [`SwapPlan`].
 
 mod catalog;
+pub(super) mod confirm;
 pub(super) mod entries;
 mod files;
 mod layout;

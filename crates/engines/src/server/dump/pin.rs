@@ -30,6 +30,7 @@ use os::staging::Staging;
 use super::{
     super::{Means, connect::Connection, lock::Holder},
     catalog::Catalog,
+    confirm::confirm,
     entries,
     files::{self, Table},
     pinner::Before,
@@ -101,12 +102,10 @@ impl Pin for DumpPin {
         let entries = entries::of_tree(staging.path(), beside, means.clock.now()).map_err(unwritable)?;
         let mut problems = self.judge(&tables);
         problems.extend(self.compare(&after));
-        Ok(Harvest {
-            entries,
-            problems,
-            checks: vec![said(&index, &tables)],
-            server: Some(self.record(&index)),
-        })
+        let (checks, server) = (vec![said(&index, &tables)], Some(self.record(&index)));
+        let mut harvest = Harvest { entries, problems, checks, server };
+        confirm(&self.pinned.holder, &self.pinned.position, &mut harvest);
+        Ok(harvest)
     }
 
     fn release(self: Box<Self>) -> Result<(), Failure> {

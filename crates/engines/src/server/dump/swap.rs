@@ -411,6 +411,9 @@ fn drop_programs(conn: &mut Connection, database: &str) -> Result<(), Failure> {
 
 fn drop_each(conn: &mut Connection, database: &str, list: &str) -> Result<(), Failure> {
     for row in rows(conn, &format!("{list} = {}", string(database)))? {
+        // Packages are known under this mode only.
+        let mode = if row.text(0) == "PACKAGE" { "ORACLE" } else { "" };
+        run(conn, &format!("SET SESSION sql_mode='{mode}'"))?;
         run(conn, &format!("DROP {} IF EXISTS {}.{}", row.text(0), name(database), name(&row.text(1))))?;
     }
     Ok(())

@@ -24,7 +24,7 @@ use model::{
 use os::staging::Staging;
 
 use super::{
-    super::{Means, connect::PATIENCE, lock::Holder},
+    super::{Means, connect::PATIENCE, dump::confirm::confirm, lock::Holder},
     logs::Logs,
     place, tool,
 };
@@ -231,7 +231,9 @@ impl Pin for PhysicalPin {
             checks.push(format!("mariadb-backup held locks of its own for {seconds} s before the cut"));
         }
         let server = Some(self.record(at.clone()));
-        Ok(Harvest { entries: placed.entries, problems, checks, server })
+        let mut harvest = Harvest { entries: placed.entries, problems, checks, server };
+        confirm(&self.holder, &self.position, &mut harvest);
+        Ok(harvest)
     }
 
     fn release(mut self: Box<Self>) -> Result<(), Failure> {
