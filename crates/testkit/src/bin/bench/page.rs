@@ -53,6 +53,7 @@ pub const TOOLS: Kind = Kind {
         "with it",
         "more by",
         "took, s",
+        "wrote, MB",
         "of one instant with files",
         "measured",
     ],

@@ -27,6 +27,7 @@ struct Ran {
     without: f64,
     with: f64,
     took: f64,
+    wrote: f64,
 }
 
 /// Measures all tools on every filesystem and size.
@@ -58,9 +59,9 @@ fn one(options: &Options, filesystem: &str, gigabytes: f64) -> Vec<Vec<String>> 
             None => measured.push((name, vec![ran])),
         }
     };
-    add("stillpoint backup, the first", timed(&scene, |scene| drop(scene.run(&["--json", "backup"]))));
+    add("stillpoint backup, the first", timed(&scene, backup));
     for _ in 0..options.runs {
-        add(STILLPOINT, timed(&scene, |scene| drop(scene.run(&["--json", "backup"]))));
+        add(STILLPOINT, timed(&scene, backup));
         add("mariadb-dump --single-transaction", timed(&scene, dump));
         add("mariadb-backup --backup", timed(&scene, physical));
         add("mydumper", timed(&scene, mydumper));
@@ -80,16 +81,17 @@ fn row(filesystem: &str, gigabytes: f64, name: &str, all: &[Ran]) -> Vec<String>
         of(|ran| ran.with),
         of(|ran| ran.with - ran.without),
         of(|ran| ran.took),
+        of(|ran| ran.wrote),
         instant.to_owned(),
         page::measured(),
     ]
 }
 
 /// Runs it, and then waits as long without it.
-fn timed(scene: &Scene, tool: impl FnOnce(&Scene)) -> Ran {
+fn timed(scene: &Scene, tool: impl FnOnce(&Scene) -> f64) -> Ran {
     thread::sleep(REST);
     let begun = Instant::now();
-    tool(scene);
+    let wrote = tool(scene);
     let ended = Instant::now();
     let took = ended - begun;
     drop(scene.output());
@@ -97,31 +99,51 @@ fn timed(scene: &Scene, tool: impl FnOnce(&Scene)) -> Ran {
     let rested = Instant::now();
     thread::sleep(took);
     let quiet = scene.longest(rested, Instant::now());
-    Ran { without: quiet, with: scene.longest(begun, ended), took: took.as_secs_f64() }
+    Ran { without: quiet, with: scene.longest(begun, ended), took: took.as_secs_f64(), wrote }
 }
 
-fn dump(scene: &Scene) {
-    let file = File::create(scene.output().join("dump.sql")).expect("a file");
+// Each tells how much it wrote, in megabytes.
+
+fn backup(scene: &Scene) -> f64 {
+    let ran = scene.run(&["--json", "backup"]);
+    let application = &ran["applications"][0];
+    assert_eq!(application["verdict"], "consistent", "{application:#}");
+    application["bytes_added"].as_f64().unwrap_or(f64::NAN) / 1e6
+}
+
+fn dump(scene: &Scene) -> f64 {
+    let out = scene.output();
+    let file = File::create(out.join("dump.sql")).expect("a file");
     let mut command = Command::new("mariadb-dump");
     command.args(["--no-defaults", "--user=root", "--single-transaction", "--all-databases"]);
     command.arg(socket(scene)).stdout(Stdio::from(file));
     ended(&mut command);
+    megabytes(&out)
 }
 
-fn physical(scene: &Scene) {
+fn physical(scene: &Scene) -> f64 {
+    let out = scene.output();
     let mut command = Command::new("mariadb-backup");
     command.args(["--no-defaults", "--backup", "--user=root"]).arg(socket(scene));
-    command.arg(format!("--target-dir={}", scene.output().join("physical").display()));
+    command.arg(format!("--target-dir={}", out.join("physical").display()));
     command.arg(format!("--datadir={}", scene.server.datadir().display()));
     ended(&mut command);
+    megabytes(&out)
 }
 
-fn mydumper(scene: &Scene) {
-    let out = scene.output().join("mydumper");
+fn mydumper(scene: &Scene) -> f64 {
+    let out = scene.output();
     let mut command = Command::new("mydumper");
     command.args(["--user", "root", "--threads", "2"]).arg(socket(scene));
-    command.arg("--outputdir").arg(&out as &Path);
+    command.arg("--outputdir").arg(out.join("mydumper"));
     ended(&mut command);
+    megabytes(&out)
+}
+
+fn megabytes(below: &Path) -> f64 {
+    let said = super::machine::said("du", &["-s", "--block-size=1000", &below.to_string_lossy()]);
+    let kilobytes: f64 = said.split_whitespace().next().and_then(|word| word.parse().ok()).expect("du tells");
+    kilobytes / 1000.0
 }
 
 fn socket(scene: &Scene) -> String {
