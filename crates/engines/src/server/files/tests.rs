@@ -168,7 +168,7 @@ fn snapshot(name: &str) -> Stillness {
 #[test]
 fn one_snapshot_is_evidence_and_two_are_none() {
     let soon = deadline_in(Duration::from_secs(5));
-    let mut answer = |answers| {
+    let answer = |answers| {
         let (mut whole, _) = of_stand_ins(answers, false, HELD);
         whole.pin(soon).unwrap().unchanged(soon).unwrap()
     };
