@@ -28,7 +28,12 @@ struct Scene {
 impl Scene {
     /// `block` stands in the inventory after the server's socket and user.
     fn new(block: impl FnOnce(&Hooks) -> String) -> Self {
-        let volume = Volume::new("xfs", 4 << 30, Path::new(env!("CARGO_TARGET_TMPDIR")));
+        Self::on("xfs", block)
+    }
+
+    /// The same on another filesystem.
+    fn on(filesystem: &str, block: impl FnOnce(&Hooks) -> String) -> Self {
+        let volume = Volume::new(filesystem, 4 << 30, Path::new(env!("CARGO_TARGET_TMPDIR")));
         let external = volume.directory("external");
         owned_by_server(&external);
         let server = PrivateServer::builder().directory(volume.directory("server")).rocksdb().start();
@@ -328,4 +333,54 @@ fn databases_on_a_shared_server_come_back_alone() {
         .ask("SELECT count(*) FROM information_schema.SCHEMATA WHERE SCHEMA_NAME LIKE '%stillpoint%'");
     assert_eq!(left.unwrap(), "0");
     assert_eq!(scene.site.leftovers(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn where_nothing_can_be_pinned_a_copy_and_its_logs_come_back_in_place_too() {
+    let mut scene = Scene::on("ext4", Hooks::of_server);
+    let backup = scene.site.run(["backup", "--json"]);
+    assert!([Some(0), Some(3)].contains(&backup.status()), "{}{}", backup.out(), backup.err());
+    let shown = scene.site.run(["show", "guestbook"]);
+    shown.expect_status(0).expect_text("server-physical");
+    scene.site.run(["check", "--open"]).expect_status(0);
+    scene.spoil();
+    let ran = scene.site.run(["restore", "guestbook", "--in-place", "--yes"]);
+    ran.expect_status(0);
+    assert_eq!(scene.counts(), whole());
+    assert_eq!(scene.names(".stillpoint-logs-").len(), 1);
+}
+
+#[test]
+fn a_check_that_is_killed_leaves_no_server_and_nothing_after_the_next_run() {
+    let scene = Scene::new(|_| String::new());
+    scene.site.run(["backup"]).expect_status(0);
+    let others = private_servers();
+    for wait in [300, 1500, 3000, 4500] {
+        let mut child = common::start(scene.site.command(["check", "--open"]));
+        std::thread::sleep(Duration::from_millis(wait));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let gone = wait_until(WITHIN, || private_servers().iter().all(|server| others.contains(server)));
+        assert!(gone.is_some(), "killed after {wait} ms: {:?}", private_servers());
+    }
+    scene.site.run(["thaw"]).expect_status(0);
+    assert_eq!(scene.site.leftovers(), Vec::<PathBuf>::new());
+    let runs = fs::read_dir("/run").unwrap().flatten().map(|entry| entry.path());
+    let runs: Vec<PathBuf> =
+        runs.filter(|path| path.to_string_lossy().contains(".stillpoint-open-")).collect();
+    assert!(runs.is_empty() || !others.is_empty(), "{runs:?}");
+    assert_eq!(scene.counts(), whole());
+}
+
+/// Process ids of servers that were started behind the fence, by anyone.
+fn private_servers() -> Vec<u32> {
+    let pids = fs::read_dir("/proc").unwrap().flatten();
+    let numbers = pids.filter_map(|entry| entry.file_name().to_string_lossy().parse::<u32>().ok());
+    numbers
+        .filter(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            line.contains("mariadbd") && line.contains(".stillpoint-open-")
+        })
+        .collect()
 }
