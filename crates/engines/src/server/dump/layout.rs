@@ -115,7 +115,7 @@ pub(super) fn rows_file(database: &str, table: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{file_name, rows_file};
+    use super::{DumpIndex, file_name, rows_file};
 
     #[test]
     fn names_cannot_leave_their_directory() {
@@ -124,5 +124,20 @@ mod tests {
         assert_ne!(file_name("%2F"), file_name("/"));
         let (one, other) = ("ä".repeat(64), format!("{}b", "ä".repeat(63)));
         assert!(file_name(&one).len() <= 200 && file_name(&one) != file_name(&other));
+    }
+
+    #[test]
+    fn an_index_of_format_1_is_read() {
+        let index: DumpIndex =
+            serde_json::from_str(include_str!("../../../testdata/dump-index-1.json")).unwrap();
+        let database = &index.databases[0];
+        assert_eq!((index.format, index.longest_statement, index.accounts), (1, 262_200, false));
+        assert_eq!(database.files()[0], "hydro/0-database.sql");
+        assert_eq!(
+            (database.tables[1].rows, database.tables[1].file.as_deref()),
+            (12, Some("hydro/2-rows/a%20b.sql"))
+        );
+        assert!(database.tables[0].sequence && database.tables[2].history);
+        assert_eq!(index.position.binlog.as_ref().unwrap().offset, 1930);
     }
 }

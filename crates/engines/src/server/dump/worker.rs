@@ -126,10 +126,7 @@ impl Worker {
             if !self.tasks[at].under_lock || self.broken[at].is_some() {
                 continue;
             }
-            let columns = match Columns::read(&mut self.conn, &self.tasks[at].table, self.keeps_history) {
-                Ok(columns) => columns,
-                Err(error) => return Err(error),
-            };
+            let columns = Columns::read(&mut self.conn, &self.tasks[at].table, self.keeps_history)?;
             let read = self.rows(at, &columns, root, &mut |_| goes_on());
             match read {
                 Ok(dumped) => self.done[at] = Some(dumped),
