@@ -156,7 +156,9 @@ fn limited(at: &mut At<'_>, statement: &str, until: Deadline) -> Result<(), Fail
         return Err(Failure::new(FailureKind::TimedOut, what, "raise stall_budget"));
     }
     let sql = format!("SET STATEMENT max_statement_time={:.6} FOR {statement}", limit.as_secs_f64());
-    Ok(at.connection.run(&sql, left + SLACK)?)
+    at.connection.run(&sql, left + SLACK)?;
+    tracing::debug!("{statement} took {:?}", left.saturating_sub(at.left(until)));
+    Ok(())
 }
 
 /// MDEV-36025: a parallel applier prepares transactions before it is their turn, and while they wait they let go of the

@@ -1,4 +1,6 @@
 //! Option files as people have them.
+//!
+//! Crash story: temporary files only.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 

@@ -232,7 +232,7 @@ fn of_files(
 
 /// mariadb-backup reads the files of servers of its own series that are not newer than itself.
 fn fits(server: &ServerVersion) -> bool {
-    let asked = Command::new("mariadb-backup").arg("--version").timeout(Duration::from_secs(10)).run();
+    let asked = Command::tool("mariadb-backup").arg("--version").timeout(Duration::from_secs(10)).run();
     let Ok(outcome) = asked else { return false };
     let words = [outcome.stdout, outcome.stderr].concat();
     let text = String::from_utf8_lossy(&words);

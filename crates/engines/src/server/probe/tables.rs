@@ -10,6 +10,10 @@ use super::super::{
     error::ServerError,
 };
 
+/// With more tables than these in engines without transactions the slow lock is noticed: it closes those that are open, at
+/// 0.2 to 0.3 ms each (seen: 3000 MyISAM and Aria tables took 0.5 to 1.0 s).
+const MANY: u64 = 500;
+
 /// Schemas that every server brings along.
 const SYSTEM: &str = "'mysql', 'information_schema', 'performance_schema', 'sys'";
 
@@ -63,6 +67,13 @@ pub(super) fn libraries(connection: &mut Connection) -> Result<Vec<String>, Serv
 /// What should be known of engines whose tables a copy of files does not hold as others.
 pub(super) fn notes(engines: &[EngineUse], flavor: Flavor) -> Vec<String> {
     let mut notes = vec![];
+    let plain: u64 = engines.iter().filter(|engine| !engine.transactional).map(|engine| engine.tables).sum();
+    if plain > MANY && flavor == Flavor::MariaDb {
+        notes.push(format!(
+            "{plain} tables know no transactions: closing those that are open makes their writers wait, about 0.3 ms \
+             for each; convert them to InnoDB, or lower table_open_cache"
+        ));
+    }
     for EngineUse { name, tables, .. } in engines {
         match name.to_ascii_uppercase().as_str() {
             "MEMORY" => notes.push(format!("{tables} MEMORY tables are empty in a copy, as after a restart")),

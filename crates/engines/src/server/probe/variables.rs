@@ -104,6 +104,11 @@ impl Variables {
     pub(super) fn kept(&self, libraries: &[String]) -> BTreeMap<String, String> {
         let kept = KEPT.iter().filter_map(|name| Some(((*name).to_owned(), self.0.get(*name)?.clone())));
         let mut kept: BTreeMap<String, String> = kept.collect();
+        // Anything else in it is the key of the keys.
+        if let Some(file) = self.get("file_key_management_filekey").filter(|value| value.starts_with("FILE:"))
+        {
+            kept.insert("file_key_management_filekey".to_owned(), file.to_owned());
+        }
         if !libraries.is_empty() {
             kept.insert("plugin_load_add".to_owned(), libraries.join(";"));
         }
