@@ -159,7 +159,7 @@ fn write(path: &Path, page: &BTreeMap<&'static str, Section>) {
         let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
         let head: Vec<String> = kind.head.iter().map(|cell| (*cell).to_owned()).collect();
         let mut rows = section.rows.clone();
-        rows.sort_by(|a, b| order(a, kind.keys).cmp(&order(b, kind.keys)));
+        rows.sort_by_key(|row| order(row, kind.keys));
         text.push_str(&format!("\n{begin}\n## {}\n\n{}\n\n", kind.title, kind.text));
         text.push_str(&line(&head));
         text.push_str(&format!("|{}\n", "---|".repeat(head.len())));

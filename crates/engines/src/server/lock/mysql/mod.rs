@@ -16,8 +16,9 @@
 //! manual of 8.0 and 8.4 on these statements and tables.
 //!
 //! Crash story: the locks end with the session. If we die while a lock is waited for, the server looks once a second whether
-//! its client is there, and gives up after `lock_wait_timeout`, which is the stall budget. `innodb_flush_log_at_trx_commit`
-//! is journalled before it is raised.
+//! its client is there; only while it waits for tables that a query has open it does not, and gives up after
+//! `lock_wait_timeout`, which is the stall budget: at the worst writers wait for twice the budget then.
+//! `innodb_flush_log_at_trx_commit` is journalled before it is raised.
 
 mod guard;
 mod position;
