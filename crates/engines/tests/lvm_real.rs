@@ -66,6 +66,7 @@ fn main() -> ExitCode {
             ("whoever_is_killed_while_a_snapshot_is_made_leaves_none", killed_while_making),
         ],
         role,
+        None,
     )
 }
 

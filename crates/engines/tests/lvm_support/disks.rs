@@ -83,13 +83,12 @@ pub fn fill_pool(volume: &Volume, percent: u64) {
     let pool = format!("{}/{}-pool", volume.group, volume.name);
     output("lvcreate", &["-q", "-y", "-V", "1g", "-T", &pool, "-n", "other"]);
     let mut other = fs::File::options().write(true).open(format!("/dev/{}/other", volume.group)).unwrap();
-    let used =
-        || output("lvs", &["--noheadings", "-o", "data_percent", &pool]).trim().parse::<f64>().unwrap();
-    #[allow(clippy::cast_precision_loss, reason = "a percentage")]
-    while used() < percent as f64 {
-        other.write_all(&vec![1; 2 << 20]).unwrap();
-        other.sync_data().unwrap();
-    }
+    let size = number("lvs", "lv_size", &pool);
+    // It says a hundredth of a percent.
+    let used = output("lvs", &["--noheadings", "-o", "data_percent", &pool]).trim().replace('.', "");
+    let missing = size * percent / 100 - size * used.parse::<u64>().unwrap() / 10_000;
+    other.write_all(&vec![1; usize::try_from(missing).unwrap()]).unwrap();
+    other.sync_data().unwrap();
 }
 
 /// Mount points that we made, anywhere.

@@ -35,8 +35,8 @@ pub type Case = (&'static str, fn());
 pub type Roles = fn(role: &str, args: &[OsString]) -> Option<ExitCode>;
 
 /// As the test program on the host: runs itself in a virtual machine with empty disks. Inside: runs the cases
-/// whose names contain one of the arguments, or all.
-pub fn run(cases: &[Case], roles: Roles) -> ExitCode {
+/// whose names contain one of the arguments, or all. `program` is another program that the cases need.
+pub fn run(cases: &[Case], roles: Roles, program: Option<&str>) -> ExitCode {
     let args: Vec<OsString> = env::args_os().skip(1).collect();
     let first = args.first().and_then(|a| a.to_str()).unwrap_or_default();
     if let Some(code) = roles(first, &args) {
@@ -46,7 +46,7 @@ pub fn run(cases: &[Case], roles: Roles) -> ExitCode {
     let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter));
     let cases: Vec<&Case> = cases.iter().filter(|(name, _)| chosen(name)).collect();
     if first != "--inside" {
-        return if cases.is_empty() { ExitCode::SUCCESS } else { in_the_machine(&filters) };
+        return if cases.is_empty() { ExitCode::SUCCESS } else { in_the_machine(&filters, program) };
     }
     let mut failed = 0;
     for (name, case) in cases {
@@ -58,21 +58,29 @@ pub fn run(cases: &[Case], roles: Roles) -> ExitCode {
     ExitCode::from(u8::from(failed > 0))
 }
 
-fn in_the_machine(filters: &[&str]) -> ExitCode {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .ancestors()
-        .nth(2)
-        .expect("crates/engines lies two levels down");
-    let status = Command::new(root.join("scripts/in-vm"))
-        .arg(env::current_exe().expect("this program"))
-        .arg("--inside")
-        .args(filters)
-        .env("STILLPOINT_VM_DISKS", "2G 2G")
-        .status()
-        .expect("scripts/in-vm");
+/// Of `program` and of this program copies are run: a build that goes on beside would change them under the machine,
+/// which may not notice, and mix both.
+fn in_the_machine(filters: &[&str], program: Option<&str>) -> ExitCode {
+    let root =
+        Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("the crate lies two levels down");
+    let copies = tempfile::tempdir().expect("a directory");
+    let copy = |from: &Path, name: &str| {
+        fs::copy(from, copies.path().join(name)).expect("a copy");
+        copies.path().join(name)
+    };
+    let this = copy(&env::current_exe().expect("this program"), "test");
+    let mut command = Command::new(root.join("scripts/in-vm"));
+    command.arg(this).arg("--inside").args(filters).env("STILLPOINT_VM_DISKS", "2G 2G");
+    if let Some(program) = program {
+        command.env(PROGRAM, copy(Path::new(program), "program"));
+    }
+    let status = command.status().expect("scripts/in-vm");
     println!("the virtual machine: {status}");
     ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
+
+/// Inside: where the program is that was given to [`run`].
+pub const PROGRAM: &str = "STILLPOINT_PROGRAM";
 
 pub fn ok<T>(result: Result<T, Failure>) -> T {
     result.unwrap_or_else(|failure| panic!("{}", failure.in_full()))
