@@ -406,3 +406,41 @@ fn a_physical_copy_without_a_log_is_weaker() {
     drop((pinner, lock));
     bench.assert_clean();
 }
+
+/// Somebody who asks to stop once something is copied.
+struct Impatient(std::sync::atomic::AtomicU64);
+
+impl model::port::Progress for Impatient {
+    fn begin(&self, _stage: model::port::Stage, _total: Option<model::size::Bytes>) {}
+    fn advance(&self, bytes: model::size::Bytes) {
+        self.0.fetch_add(bytes.0, std::sync::atomic::Ordering::Relaxed);
+    }
+    fn end(&self) {}
+    fn is_stopped(&self) -> bool {
+        self.0.load(std::sync::atomic::Ordering::Relaxed) > 0
+    }
+}
+
+#[test]
+fn a_request_to_stop_does_not_wait_for_a_table() {
+    let bench = Bench::new(PrivateServer::builder().start());
+    bench.server.run([
+        "CREATE DATABASE d",
+        "CREATE TABLE d.t (id INT PRIMARY KEY, b LONGBLOB)",
+        "INSERT INTO d.t SELECT seq, REPEAT('x', 1000000) FROM d.seq_1_to_60",
+        "ANALYZE TABLE d.t",
+    ]);
+    let mut lock = bench.lock();
+    let mut pinner = dumper(&bench, &lock.holder, &["d"]);
+    ok(pinner.prepare(&Known::default()));
+    let frozen = lock.freeze(BUDGET);
+    let mut pin = ok(pinner.pin(within(BUDGET)));
+    thaw(frozen);
+    let impatient = Impatient(std::sync::atomic::AtomicU64::new(0));
+    let failure = pin.harvest(&impatient).map(drop).expect_err("it was stopped");
+    assert!(failure.what.contains("asked to stop"), "{}", failure.in_full());
+    assert!(impatient.0.into_inner() < 10_000_000, "it went on");
+    ok(pin.release());
+    drop((pinner, lock));
+    bench.assert_clean();
+}

@@ -17,6 +17,9 @@ use super::{
 /// to load fast.
 const LONG_ENOUGH: usize = 256 * 1024;
 
+/// The rest of so small an answer is read rather than the connection given up.
+const FEW: u64 = 16 << 20;
+
 /// What was written of a table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Written {
@@ -65,28 +68,60 @@ pub(super) fn write_rows(
     if columns.columns.is_empty() {
         return Ok(Written::default());
     }
-    let head = head(table, columns);
-    let (mut written, mut statement) = (Written::default(), Vec::with_capacity(LONG_ENOUGH + 4096));
+    if !goes_on(0) {
+        return Err(RowsError::Stopped);
+    }
+    let socket = conn.socket().try_clone_to_owned()?;
     // The text protocol would round floats.
     let conn = conn.raw(UNHURRIED)?;
     let prepared = conn.prep(select(table, columns))?;
     let mut answer = conn.exec_iter(&prepared, ())?;
-    if let Some(found) = answer.iter() {
-        for row in found {
-            statement.extend_from_slice(if statement.is_empty() { &head } else { b",\n" });
-            write_row(&mut statement, columns, row?)?;
-            written.rows += 1;
-            if statement.len() >= LONG_ENOUGH && !flush(&mut statement, out, &mut written, goes_on)? {
-                return Err(RowsError::Stopped);
-            }
-        }
+    let mut sheet = Sheet { head: head(table, columns), columns, out, goes_on, written: Written::default() };
+    let read = answer.iter().map_or(Ok(()), |mut found| sheet.take(&mut found));
+    let written = sheet.written;
+    if matches!(read, Err(RowsError::Stopped | RowsError::Write(_))) && table.bytes > FEW {
+        // An answer is read to its end when it is dropped, which may take hours.
+        let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
     }
     drop(answer);
+    read?;
     conn.close(prepared)?;
-    if !flush(&mut statement, out, &mut written, goes_on)? {
-        return Err(RowsError::Stopped);
-    }
     Ok(written)
+}
+
+/// Rows on their way into a file.
+struct Sheet<'a> {
+    head: Vec<u8>,
+    columns: &'a Columns,
+    out: &'a mut dyn Write,
+    goes_on: &'a mut dyn FnMut(u64) -> bool,
+    written: Written,
+}
+
+impl Sheet<'_> {
+    fn take(&mut self, rows: &mut dyn Iterator<Item = mysql::Result<Row>>) -> Result<(), RowsError> {
+        let mut statement = Vec::with_capacity(LONG_ENOUGH + 4096);
+        for row in rows {
+            statement.extend_from_slice(if statement.is_empty() { &self.head } else { b",\n" });
+            write_row(&mut statement, self.columns, row?)?;
+            self.written.rows += 1;
+            if statement.len() >= LONG_ENOUGH {
+                self.flush(&mut statement)?;
+            }
+        }
+        if statement.is_empty() { Ok(()) } else { self.flush(&mut statement) }
+    }
+
+    fn flush(&mut self, statement: &mut Vec<u8>) -> Result<(), RowsError> {
+        statement.extend_from_slice(b";\n");
+        self.out.write_all(statement)?;
+        let length = statement.len() as u64;
+        self.written.longest = self.written.longest.max(length);
+        statement.clear();
+        // A row of a gigabyte must not be kept in memory as an empty buffer.
+        statement.shrink_to(LONG_ENOUGH * 4);
+        if (self.goes_on)(length) { Ok(()) } else { Err(RowsError::Stopped) }
+    }
 }
 
 /// By its key where rows lie in that order anyway, so that equal rows give equal bytes in the next dump.
@@ -115,23 +150,4 @@ fn write_row(statement: &mut Vec<u8>, columns: &Columns, row: Row) -> Result<(),
     }
     statement.push(b')');
     Ok(())
-}
-
-fn flush(
-    statement: &mut Vec<u8>,
-    out: &mut dyn Write,
-    written: &mut Written,
-    goes_on: &mut dyn FnMut(u64) -> bool,
-) -> Result<bool, RowsError> {
-    if statement.is_empty() {
-        return Ok(goes_on(0));
-    }
-    statement.extend_from_slice(b";\n");
-    out.write_all(statement)?;
-    let length = statement.len() as u64;
-    written.longest = written.longest.max(length);
-    statement.clear();
-    // A row of a gigabyte must not be kept in memory as an empty buffer.
-    statement.shrink_to(LONG_ENOUGH * 4);
-    Ok(goes_on(length))
 }
