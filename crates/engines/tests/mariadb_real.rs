@@ -1,5 +1,7 @@
 //! MariaDB's locks, positions and facts, on real private servers. Needs root and `mariadbd`; fails where one is missing.
 
+#![allow(clippy::print_stdout, reason = "it is its own harness, and tells figures")]
+
 mod mariadb_support;
 
 use std::{
@@ -18,7 +20,6 @@ use mariadb_support::{
 };
 use model::{
     port::{Clock, Failure, FailureKind, Frozen, Hold},
-    server::Gtids,
     undo::Undo,
     verdict::Stillness,
 };
@@ -195,6 +196,7 @@ fn semi_sync() {
     server.run(["SET GLOBAL rpl_semi_sync_master_enabled=OFF"]);
     mariadb_support::make_tables(&server);
     server.run(["SET GLOBAL rpl_semi_sync_master_enabled=ON"]);
+    killed_while_waiting(&server, &["INSERT INTO d.innodb (n) VALUES (1)"], "STAGE BLOCK_COMMIT");
     let waiting = Statement::running(&server, &["INSERT INTO d.innodb (n) VALUES (1)"]);
     let mut both = lock(&server);
     let start = Instant::now();
@@ -213,23 +215,14 @@ fn semi_sync() {
 
 fn killed_in_every_stage() {
     let server = server_with_tables();
+    server.run(["INSERT INTO d.myisam (n) VALUES (1)"]);
     // While it waits.
-    let obstacle = Statement::running(&server, &["LOCK TABLES d.innodb WRITE"]);
-    let mut both = lock(&server);
-    let start = Instant::now();
-    let failure = thread::scope(|scope| {
-        let freezing = scope.spawn(|| both.freeze(within(Duration::from_secs(10))).err());
-        let waits = || server.processes().iter().find(|p| p.info.contains("STAGE START")).map(|p| p.id);
-        wait_until(Duration::from_secs(5), || waits().is_some()).expect("it waits in START");
-        server.run([format!("KILL {}", waits().expect("it waits"))]);
-        freezing.join().expect("no panic")
-    });
-    let failure = failure.expect("its connection was killed");
-    assert_eq!(failure.kind, FailureKind::Lost, "{}", failure.in_full());
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
-    drop(obstacle);
+    killed_while_waiting(&server, &["LOCK TABLES d.innodb WRITE"], "STAGE START");
     assert_nobody_is_held(&server, "a kill in START");
-    ok(ok(both.freeze(within(BUDGET))).thaw());
+    let writing = ["INSERT INTO d.myisam (n) SELECT SLEEP(60) FROM d.myisam"];
+    killed_while_waiting(&server, &writing, "STAGE BLOCK_DDL");
+    assert_nobody_is_held(&server, "a kill in BLOCK_DDL");
+    let mut both = lock(&server);
     // Between the slow locks and the final one.
     let journal = Arc::new(MemoryJournal::default());
     let mut holds = ServerLock::new(&plan(&server), BUDGET, means(&journal)).into_holds();
@@ -247,6 +240,24 @@ fn killed_in_every_stage() {
     ok(held.thaw());
     assert_nobody_is_held(&server, "a kill under the final lock");
     ok(ok(both.freeze(within(BUDGET))).thaw());
+}
+
+fn killed_while_waiting(server: &PrivateServer, obstacle: &[&str], stage: &str) {
+    let obstacle = Statement::running(server, obstacle);
+    let mut both = lock(server);
+    let start = Instant::now();
+    let failure = thread::scope(|scope| {
+        let freezing = scope.spawn(|| both.freeze(within(Duration::from_secs(10))).err());
+        let waits = || server.processes().iter().find(|p| p.info.contains(stage)).map(|p| p.id);
+        wait_until(Duration::from_secs(5), || waits().is_some()).expect("it waits there");
+        server.run([format!("KILL {}", waits().expect("it waits there"))]);
+        freezing.join().expect("no panic")
+    });
+    let failure = failure.expect("its connection was killed");
+    println!("  killed in {stage}: {:?} after {:.0?}", failure.kind, start.elapsed());
+    assert_eq!(failure.kind, FailureKind::Lost, "{}", failure.in_full());
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    drop(obstacle);
 }
 
 fn a_stopped_server() {
@@ -405,7 +416,7 @@ fn the_position() {
         assert!(!holder.is_locked());
         server.run(["INSERT INTO d.innodb (n) VALUES (8)"]);
         let said = ok(holder.confirm_position(Duration::from_secs(5)));
-        assert!(said.contains(&position.gtid.unwrap_or(Gtids::default()).0), "{said}");
+        assert!(said.contains(&position.gtid.unwrap_or_default().0), "{said}");
     }
     server.run(["RESET MASTER"]);
     let failure = holder.confirm_position(Duration::from_secs(5)).expect_err("that log is gone");
