@@ -15,15 +15,18 @@ use model::{
     cut::Stalls,
     entry::{Kind, Meta, tree_order},
     id::{AppName, BackupId, CutId, SourceId},
-    port::{Failure, FailureKind, Hold, Journal, Silent},
-    port_restore::{Contents, Sink},
+    plan::HoldClass,
+    port::{Failure, FailureKind, Frozen, Hold, Journal, Silent},
+    port_restore::{Contents, Lies, ServerTarget, Sink},
+    problem::Problem,
     record::{BackupRecord, PinNote, RECORD_VERSION, StoredBackup},
-    restore::{Listed, Listing, Opened, Request, RestoreReport, Target},
+    restore::{Listed, Listing, Opened, Request, RestoreReport, ServerAct, ServerPart, Target},
+    server::ServerForm,
     size::Bytes,
-    time::Millis,
-    verdict::Verdict,
+    time::{Deadline, Millis},
+    verdict::{Stillness, Verdict},
 };
-use orchestrate::restore::{Job, plan, run};
+use orchestrate::restore::{Job, plan, run, run_with};
 use testkit::{
     fakes::{
         restore::{
@@ -382,4 +385,138 @@ fn what_is_lost_is_named_with_its_links_and_replaces_nothing() {
     assert_eq!(ran.result.unwrap().unwrap_err().kind, FailureKind::Damaged);
     assert!(ran.site.live() == old);
     assert!(ran.site.starts_and_stops().1.is_empty(), "the application is not even stopped");
+}
+
+/// Who was told what, in order; one of them refuses.
+#[derive(Clone, Default)]
+struct Told(Arc<std::sync::Mutex<Vec<&'static str>>>, Option<&'static str>);
+
+impl Told {
+    fn step(&self, word: &'static str) -> Result<(), Failure> {
+        self.0.lock().unwrap().push(word);
+        match self.1 {
+            Some(bad) if bad == word => Err(Failure::new(FailureKind::Other, format!("{word} fails"), "")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Something that is stopped by the first word and started by the second.
+struct Stops(Told, [&'static str; 2]);
+
+impl Hold for Stops {
+    fn name(&self) -> String {
+        self.1[0].into()
+    }
+    fn class(&self) -> HoldClass {
+        HoldClass::StopHook
+    }
+    fn sources(&self) -> Vec<SourceId> {
+        vec![]
+    }
+    fn prepare(&mut self) -> Result<Vec<Problem>, Failure> {
+        Ok(vec![])
+    }
+    fn freeze(&mut self, _until: Deadline) -> Result<Box<dyn Frozen>, Failure> {
+        self.0.step(self.1[0])?;
+        Ok(Box::new(Stopped(self.0.clone(), self.1[1], false)))
+    }
+}
+
+struct Stopped(Told, &'static str, bool);
+
+impl Frozen for Stopped {
+    fn prove(&mut self) -> Result<Stillness, Failure> {
+        Ok(Stillness::WritersFrozen("stopped".into()))
+    }
+    fn thaw(mut self: Box<Self>) -> Result<(), Failure> {
+        self.2 = true;
+        self.0.step(self.1)
+    }
+}
+
+impl std::ops::Drop for Stopped {
+    fn drop(&mut self) {
+        if !self.2 {
+            let _ = self.0.step(self.1);
+        }
+    }
+}
+
+impl ServerTarget for Told {
+    fn source(&self) -> SourceId {
+        SourceId::new("mariadb", "/run/s")
+    }
+    fn service(&self) -> Option<Box<dyn Hold>> {
+        Some(Box::new(Stops(self.clone(), ["stop server", "start server"])))
+    }
+    fn ready(&mut self, lies: &Lies<'_>) -> Result<Vec<Problem>, Failure> {
+        assert!(lies(Path::new("/nowhere")).is_none());
+        self.step("ready").map(|()| vec![])
+    }
+    fn load(&mut self) -> Result<Vec<Problem>, Failure> {
+        self.step("load").map(|()| vec![])
+    }
+    fn put_back(&mut self) -> Result<(), Failure> {
+        self.step("put back")
+    }
+    fn check(&mut self) -> Result<Vec<Problem>, Failure> {
+        self.step("check").map(|()| vec![])
+    }
+}
+
+/// A restore in place around a server; what was told, and how it ended.
+fn around_a_server(bad: Option<&'static str>) -> (Vec<&'static str>, Result<RestoreReport, Failure>, bool) {
+    let script = Arc::default();
+    let (site, contents) = (machine(&script), backup(&script));
+    let old = site.live();
+    let told = Told(Arc::default(), bad);
+    let mut plan = plan(&request(IN_PLACE, true), &contents, &site).unwrap();
+    plan.servers.push(ServerPart {
+        source: SourceId::new("mariadb", "/run/s"),
+        form: ServerForm::Files,
+        act: ServerAct::Replace,
+        service: true,
+        roots: vec![],
+        databases: vec![],
+    });
+    let world = World::new(1);
+    let job = Job {
+        contents: &contents,
+        site: &site,
+        journal: Arc::new(ScriptedJournal::default()),
+        clock: &world,
+        progress: &Silent,
+        threads: 1,
+        reread: false,
+    };
+    let application = Box::new(Stops(told.clone(), ["stop app", "start app"]));
+    let mut servers: Vec<Box<dyn ServerTarget>> = vec![Box::new(told.clone())];
+    let result = run_with(&plan, &job, Some(application), &mut servers);
+    let words = told.0.lock().unwrap().clone();
+    (words, result, site.live() == old)
+}
+
+#[test]
+fn a_server_is_stopped_inside_its_application_and_whatever_fails_both_run_again_in_reverse() {
+    let all = ["ready", "stop app", "load", "stop server", "start server", "check", "start app"];
+    let (told, result, is_old) = around_a_server(None);
+    assert!(result.unwrap().is_complete() && !is_old);
+    assert_eq!(told, all);
+    let cases: [(&str, &[&str], bool); 5] = [
+        ("ready", &["ready"], true),
+        ("stop app", &["ready", "stop app", "put back"], true),
+        ("load", &["ready", "stop app", "load", "put back", "start app"], true),
+        ("stop server", &["ready", "stop app", "load", "stop server", "put back", "start app"], true),
+        ("start server", &["ready", "stop app", "load", "stop server", "start server", "start app"], false),
+    ];
+    for (bad, expected, stays_old) in cases {
+        let (told, result, is_old) = around_a_server(Some(bad));
+        assert_eq!((told.as_slice(), is_old), (expected, stays_old), "{bad}");
+        assert!(result.unwrap_err().in_full().contains(bad), "{bad}");
+    }
+    let (told, result, is_old) = around_a_server(Some("check"));
+    let report = result.unwrap();
+    assert_eq!((told.as_slice(), is_old, report.is_complete()), (all.as_slice(), false, false));
+    assert!(!report.kept.is_empty(), "the old state is kept until somebody has looked");
 }

@@ -2,6 +2,8 @@
 //!
 //! Crash story: pure functions, no effects.
 
+use std::path::Path;
+
 use super::{Exchange, Part, RestorePlan, RestoreReport, ServerPart, Target, pathtext};
 
 impl RestorePlan {
@@ -88,7 +90,11 @@ impl RestoreReport {
             self.duration_s
         )];
         lines.extend(self.places.iter().map(|p| format!("now at {}", pathtext::show(p))));
-        lines.extend(self.kept.iter().map(|p| format!("what was there is kept at {}", pathtext::show(p))));
+        let is_logs = |path: &Path| path.to_string_lossy().contains("/.stillpoint-logs-");
+        lines.extend(self.kept.iter().map(|path| match is_logs(path) {
+            true => format!("the binary logs that were there are kept at {}", pathtext::show(path)),
+            false => format!("what was there is kept at {}", pathtext::show(path)),
+        }));
         lines.extend(self.problems.iter().map(ToString::to_string));
         lines.extend(self.next.iter().cloned());
         lines

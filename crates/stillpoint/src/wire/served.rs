@@ -138,14 +138,27 @@ impl ServerTarget for FilesTarget {
     }
 
     fn check(&mut self) -> Result<Vec<Problem>, Failure> {
+        let mut told: Vec<Problem> = gtid_note(&self.record).into_iter().collect();
         match (&self.service, &self.access) {
-            (Some(_), Some(access)) => tables_open(&self.record.source, access),
+            (Some(_), Some(access)) => told.extend(tables_open(&self.record.source, access)?),
             _ => {
                 let what = "the restored server is not checked: nobody but you starts it";
-                Ok(vec![Problem::new(Effect::Note, None, what, "start it").of(&self.record.source)])
+                told.push(Problem::new(Effect::Note, None, what, "start it").of(&self.record.source));
             }
         }
+        Ok(told)
     }
+}
+
+/// A restored server begins its binary log anew, and with it the numbers of its transactions.
+fn gtid_note(record: &ServerRecord) -> Option<Problem> {
+    let state = record.position.gtid_binlog_state.as_ref().filter(|state| !state.0.is_empty())?;
+    let what = format!("its binary log begins anew; at the cut its GTID state was {state}");
+    let remedy = format!(
+        "if it has replicas, run RESET MASTER and SET GLOBAL gtid_binlog_state='{state}' before it is written to, and \
+         make the replicas anew"
+    );
+    Some(Problem::new(Effect::Note, None, what, remedy).of(&record.source))
 }
 
 /// The same for a copy that will lie where the original did.
