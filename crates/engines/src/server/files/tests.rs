@@ -1,4 +1,8 @@
 //! What a server's files pinned as one source say, with stand-ins for what pins them.
+//!
+//! Crash story: temporary directories only.
+//!
+//! Crash story: tests; temporary directories only.
 
 use std::{
     collections::BTreeMap,
