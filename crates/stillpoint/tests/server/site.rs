@@ -220,13 +220,20 @@ impl ServerSite {
         }
     }
 
-    /// Fails the test if a client waited longer than the stall budget.
+    /// Fails the test if a client waited longer than the stall budget, beyond the longest that any waited in the equal
+    /// time before.
     #[track_caller]
     pub fn assert_budget(&self, clients: &[Latency], backup: &Backup) -> Duration {
         let longest =
-            clients.iter().map(|all| all.longest(backup.begun, backup.ended)).max().unwrap_or_default();
-        assert!(longest <= BUDGET + SLACK, "a client waited {longest:?}");
-        longest
+            |from, until| clients.iter().map(|all| all.longest(from, until)).max().unwrap_or_default();
+        let before = backup.begun.checked_sub(backup.ended - backup.begun).unwrap_or(backup.begun);
+        let (usual, waited) = (longest(before, backup.begun), longest(backup.begun, backup.ended));
+        assert!(
+            waited <= BUDGET + SLACK + usual,
+            "a client waited {waited:?}, {usual:?} in the time before: {}",
+            backup.ran.out()
+        );
+        waited
     }
 
     /// Starts to write down every statement, and returns the log's path.
