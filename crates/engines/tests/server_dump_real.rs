@@ -362,7 +362,7 @@ fn a_physical_copy_is_replayed_up_to_the_cut() {
     let harvest = ok(pin.harvest(&Silent));
     assert_eq!(bad(&harvest), "");
     drop(writers);
-    let dir = tempfile::Builder::new().prefix("D2-copy").tempdir().expect("a directory");
+    let dir = tempfile::Builder::new().prefix("dump-copy").tempdir().expect("a directory");
     write_out(&harvest.entries, dir.path());
     ok(pin.release());
 

@@ -77,7 +77,7 @@ pub fn thaw(mut frozen: Vec<Box<dyn Frozen>>) {
 
 impl Bench {
     pub fn new(server: PrivateServer) -> Self {
-        let staging = tempfile::Builder::new().prefix("D2-staging").tempdir().expect("a directory");
+        let staging = tempfile::Builder::new().prefix("dump-staging").tempdir().expect("a directory");
         Self { server, journal: Arc::new(MemoryJournal::default()), staging }
     }
 
