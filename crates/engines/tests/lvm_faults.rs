@@ -71,7 +71,7 @@ impl Scene {
         ok(pinner.prepare(&Known::default()));
         let mut pin = ok(pinner.pin(soon()));
         assert_eq!(self.group.snapshots().len(), 1);
-        let failure = pin.harvest(&Silent).err().expect("it cannot be read");
+        let failure = pin.harvest(&Silent).expect_err("it cannot be read");
         ok(pin.release());
         failure
     }
