@@ -165,7 +165,10 @@ fn extents_tell_what_differs() {
     assert!(before.holds_outside(&ranges, &after) && !before.holds_outside(&[], &after));
     live.set_len(3 << 20).unwrap();
     let ranges = Map::of(&live).unwrap().differing_from(&after);
-    assert_eq!(ranges, [1 << 20..3 << 20], "what the other does not have");
+    assert!(
+        matches!(&ranges[..], [range] if *range == (1 << 20..3 << 20)),
+        "what the other lacks: {ranges:?}"
+    );
     assert!(clone_works(&disk.path(), &disk.path()));
     assert!(!clone_works(&disk.path(), disk.dir.path()));
 }

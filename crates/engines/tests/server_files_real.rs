@@ -1,6 +1,8 @@
 //! A server's files pinned at a cut, on real private servers on XFS and btrfs in loop devices. Needs root, `mariadbd`,
 //! xfsprogs and btrfs-progs; fails where one is missing.
 
+#![allow(clippy::print_stdout, reason = "it is its own harness, and tells figures")]
+
 mod files_support;
 
 use std::{fs, path::Path, process::ExitCode, sync::Arc, thread, time::Duration};
@@ -201,7 +203,7 @@ fn not_clonable() {
     let form = FilesForm::Reflink;
     let bench = Bench { server: &server, form, roots, held: true, journal: Arc::default() };
     let mut pinner = ok(bench.pinner(&bench.lock(), &bench.process()));
-    let refused = pinner.prepare(&Known::default()).err().expect("ext4 makes no clones");
+    let refused = pinner.prepare(&Known::default()).expect_err("ext4 makes no clones");
     assert_eq!(refused.kind, FailureKind::Refused, "{}", refused.in_full());
     drop(pinner);
     assert_eq!(bench.journal.open(), [], "nothing is left");
