@@ -12,7 +12,7 @@ use super::{
     figures::{cell, column, median, ms},
     options::Options,
     page,
-    scene::{Cut, Scene},
+    scene::Scene,
 };
 
 /// What a line of the guest begins with that is a row.
@@ -91,26 +91,20 @@ fn one(options: &Options, gigabytes: f64, thin: bool) -> Vec<String> {
 }
 
 fn measure(options: &Options, scene: &Scene, gigabytes: f64, thin: bool) -> Vec<String> {
-    let (mut bare, mut cuts): (Vec<(f64, f64)>, Vec<Cut>) = (vec![], vec![]);
-    for number in 0..=options.cuts {
+    let mut bare: Vec<(f64, f64)> = vec![];
+    let (cuts, given_up) = scene.cuts(options.cuts, |number| {
         let (took, longest) = snapshot(scene, thin);
-        let cut = scene.cut();
-        println!(
-            "cut {number}: bare {took:.1} ms, longest commit {longest:.1} ms; stall {:.1} ms, longest commit {:.1} ms, \
-             {:.1} ms without",
-            cut.stall, cut.with, cut.without
-        );
+        println!("bare {number}: {took:.1} ms, longest commit {longest:.1} ms");
         if number > 0 {
             bare.push((took, longest));
-            cuts.push(cut);
         }
-    }
+    });
     let name = if thin { "thin" } else { "classic" };
     vec![
         name.to_owned(),
         "xfs".to_owned(),
         gigabytes.to_string(),
-        cuts.len().to_string(),
+        page::count(cuts.len(), given_up),
         cell(median(&column(&bare, |bare| bare.0))),
         cell(median(&column(&bare, |bare| bare.1))),
         cell(median(&column(&cuts, |cut| cut.stall))),

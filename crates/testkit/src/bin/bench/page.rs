@@ -120,6 +120,11 @@ pub fn measured() -> String {
     format!("{}, {}", machine::today(), machine::revision())
 }
 
+/// How many cuts were measured, and how many more were tried and given up.
+pub fn count(cuts: usize, given_up: usize) -> String {
+    if given_up == 0 { cuts.to_string() } else { format!("{cuts}, {given_up} given up") }
+}
+
 /// Writes the page again, for new words around old figures.
 pub fn render_again(options: &Options) {
     write(&options.page, &read(&options.page));

@@ -88,13 +88,17 @@ impl Scene {
 
     /// Runs the program to its end; its standard output as JSON.
     pub fn run(&self, arguments: &[&str]) -> Value {
+        self.try_run(arguments).unwrap_or_else(|told| panic!("{told}"))
+    }
+
+    fn try_run(&self, arguments: &[&str]) -> Result<Value, String> {
         let mut command = Command::new(&self.program);
         command.arg("--config").arg(self.root.join("stillpoint.toml")).args(arguments);
         let output = command.stdin(Stdio::null()).output().expect("the program starts");
         if !output.status.success() {
-            panic!("{arguments:?}: {}\n{}", output.status, text(&output));
+            return Err(format!("{arguments:?}: {}\n{}", output.status, text(&output)));
         }
-        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+        Ok(serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
     }
 
     /// Where a tool may write; empty.
@@ -110,13 +114,41 @@ impl Scene {
         super::figures::ms(self.latency.longest(from, until))
     }
 
+    /// So many cuts, and one before them for warming up; also how many were given up. More than a quarter of these ends the
+    /// run: then something is wrong. `between` is called before each.
+    pub fn cuts(&self, count: usize, mut between: impl FnMut(usize)) -> (Vec<Cut>, usize) {
+        let (mut cuts, mut given_up) = (vec![], 0);
+        let mut number = 0;
+        while cuts.len() < count {
+            between(number);
+            match self.cut() {
+                Ok(cut) => {
+                    println!(
+                        "cut {number}: stall {:.1} ms, longest commit {:.1} ms, {:.1} ms without",
+                        cut.stall, cut.with, cut.without
+                    );
+                    if number > 0 {
+                        cuts.push(cut);
+                    }
+                }
+                Err(told) => {
+                    println!("cut {number} was given up: {told}");
+                    given_up += 1;
+                    assert!(given_up <= 1 + count / 4, "too many cuts are given up");
+                }
+            }
+            number += 1;
+        }
+        (cuts, given_up)
+    }
+
     /// One cut of which nothing is stored.
-    pub fn cut(&self) -> Cut {
+    fn cut(&self) -> Result<Cut, String> {
         assert!(self.load.is_some(), "there is a load");
         // Enough for the window without a cut.
         thread::sleep(REST);
         let begun = Instant::now();
-        let ran = self.run(&["--json", "backup", "--rehearse"]);
+        let ran = self.try_run(&["--json", "backup", "--rehearse"])?;
         thread::sleep(MARGIN + Duration::from_millis(50));
         let application = &ran["applications"][0];
         let verdict = application["verdict"].as_str().unwrap_or_default();
@@ -131,11 +163,11 @@ impl Scene {
             quiet = Instant::now();
             thread::sleep(window);
         }
-        Cut {
+        Ok(Cut {
             stall: application["stall_ms"]["total"].as_f64().unwrap_or(f64::NAN),
             without: self.longest(quiet, quiet + window),
             with: self.longest(from, until),
-        }
+        })
     }
 
     /// The number of extents of the tables' files.

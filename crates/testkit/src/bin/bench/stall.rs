@@ -36,22 +36,11 @@ fn one(options: &Options, filesystem: &str, gigabytes: f64, age: &str) -> Vec<St
     let all = volume.directory("all");
     let scene = Scene::new(options, &all, volume.path().join("site"), gigabytes, nights);
     let extents = scene.extents();
-    let mut cuts: Vec<Cut> = vec![];
-    // The first is for warming up.
-    for number in 0..=options.cuts {
-        let cut = scene.cut();
-        println!(
-            "cut {number}: stall {:.1} ms, longest commit {:.1} ms, {:.1} ms without",
-            cut.stall, cut.with, cut.without
-        );
-        if number > 0 {
-            cuts.push(cut);
-        }
-    }
+    let (cuts, given_up) = scene.cuts(options.cuts, |_| {});
     let medians = [|cut: &Cut| cut.stall, |cut: &Cut| cut.without, |cut: &Cut| cut.with, Cut::more];
     let medians = medians.map(|of| cell(median(&column(&cuts, of))));
     let key = [filesystem.to_owned(), gigabytes.to_string(), age.to_owned()];
-    let counts = [options.files.to_string(), extents.to_string(), cuts.len().to_string()];
+    let counts = [options.files.to_string(), extents.to_string(), page::count(cuts.len(), given_up)];
     let ends = [cell(worst(&column(&cuts, Cut::more))), page::measured()];
     key.into_iter().chain(counts).chain(medians).chain(ends).collect()
 }
