@@ -71,7 +71,7 @@ fn in_the_machine(filters: &[&str], program: Option<&str>) -> ExitCode {
     let this = copy(&env::current_exe().expect("this program"), "test");
     let mut command = Command::new(root.join("scripts/in-vm"));
     command.arg(this).arg("--inside").args(filters).env("STILLPOINT_VM_DISKS", "2G 2G");
-    // Ten minutes where nothing else runs.
+    // On busy processors it takes several times as long as on idle ones.
     command.env("STILLPOINT_VM_TIMEOUT", env::var("STILLPOINT_VM_TIMEOUT").unwrap_or("90m".to_owned()));
     if let Some(program) = program {
         command.env(PROGRAM, copy(Path::new(program), "program"));
