@@ -12,6 +12,8 @@ mod disturbed;
 mod lost;
 #[path = "server/site.rs"]
 mod site;
+#[path = "server/watch.rs"]
+mod watch;
 
 /// The process of the ledgers that the other tests start.
 #[test]

@@ -1,9 +1,7 @@
 //! Connections and servers that go away in the middle of a cut.
 
 use std::{
-    fs::File,
-    io::{Read, Seek, SeekFrom},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -15,58 +13,8 @@ use testkit::server::{Latency, Ledger};
 use crate::{
     common::seed,
     site::{Backup, Kind, ServerSite},
+    watch::{STAGES, Watch},
 };
-
-/// What the program says in each stage, in order. The server writes it down before it does it.
-const STAGES: [&str; 9] = [
-    "SELECT ",
-    "BACKUP STAGE START",
-    "BACKUP STAGE FLUSH",
-    "BACKUP STAGE BLOCK_DDL",
-    "BACKUP STAGE BLOCK_COMMIT",
-    "ENGINE LOGS",
-    "SHOW MASTER STATUS",
-    "max_statement_time=1 FOR BACKUP STAGE",
-    "BACKUP STAGE END",
-];
-
-/// Reads what is added to a general log.
-struct Watch {
-    file: File,
-    rest: String,
-}
-
-impl Watch {
-    fn of(path: &Path) -> Self {
-        let mut file = File::open(path).expect("the general log");
-        file.seek(SeekFrom::End(0)).expect("its end");
-        Self { file, rest: String::new() }
-    }
-
-    /// Id of the connection that says this first; `None` once `stop` is set.
-    fn wait_for(mut self, text: &str, but_not: &[u64], stop: &AtomicBool) -> Option<u64> {
-        while !stop.load(Ordering::Relaxed) {
-            let mut bytes = Vec::new();
-            self.file.read_to_end(&mut bytes).expect("the general log");
-            self.rest.push_str(&String::from_utf8_lossy(&bytes));
-            while let Some((line, rest)) = self.rest.split_once('\n') {
-                let found = line.contains(text).then(|| said_by(line)).flatten();
-                let line = rest.to_owned();
-                self.rest = line;
-                if let Some(id) = found.filter(|id| !but_not.contains(id)) {
-                    return Some(id);
-                }
-            }
-            thread::sleep(Duration::from_micros(200));
-        }
-        None
-    }
-}
-
-/// `251120 16:30:01\t    12 Query\tBACKUP STAGE START`, without the time if it is the one before.
-fn said_by(line: &str) -> Option<u64> {
-    line.split_once(" Query\t")?.0.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
 
 struct Scene {
     site: ServerSite,
@@ -89,7 +37,7 @@ impl Scene {
         let (watch, over) = (Watch::of(&self.log), AtomicBool::new(false));
         thread::scope(|scope| {
             let over = &over;
-            let acting = scope.spawn(move || match watch.wait_for(text, &[], over) {
+            let acting = scope.spawn(move || match watch.wait_for(text, over) {
                 Some(id) => {
                     act(id);
                     true
@@ -118,7 +66,12 @@ fn assert_honest(site: &ServerSite, backup: &Backup) {
 
 #[test]
 fn a_connection_lost_in_any_stage_lets_everybody_go_and_no_copy_lies() {
-    let scene = Scene::new(Kind::Btrfs);
+    for kind in [Kind::Btrfs, Kind::Xfs] {
+        lose_connections(&Scene::new(kind));
+    }
+}
+
+fn lose_connections(scene: &Scene) {
     let site = &scene.site;
     for stage in STAGES {
         let mut killer = site.server.connect();
