@@ -409,7 +409,12 @@ fn the_position() {
         let place = position.binlog.clone().expect("it writes a binary log");
         let mut other = ok(holder.connect(Duration::from_secs(1)));
         let row = other.row("SHOW MASTER STATUS", Duration::from_secs(1)).expect("a row");
-        assert_eq!((place.file.clone(), Some(place.offset)), (row.text(0), row.number(1)));
+        // After a rotation the server appends a Binlog_checkpoint event, also under the lock (seen): no transaction.
+        assert_eq!(place.file, row.text(0));
+        assert!(
+            row.number(1).is_some_and(|now| now == place.offset || now == place.offset + 40),
+            "{row:?} {place}"
+        );
         assert_eq!(position.gtid.clone().map(|gtid| gtid.0), server.ask("SELECT @@gtid_binlog_pos"));
         assert!(position.gtid_binlog_state.is_some() && position.applied.is_empty());
         ok(held.thaw());
