@@ -304,7 +304,9 @@ impl PrivateServer {
     #[must_use]
     pub fn variables(&self) -> std::collections::BTreeMap<String, String> {
         let all: Vec<(String, String)> = self.connect().query("SHOW GLOBAL VARIABLES").expect("variables");
-        all.into_iter().filter(|(name, _)| !name.starts_with("gtid_") && !name.starts_with("general_log")).collect()
+        all.into_iter()
+            .filter(|(name, _)| !name.starts_with("gtid_") && !name.starts_with("general_log"))
+            .collect()
     }
 
     /// All connections but the one that asks and the server's own threads.
