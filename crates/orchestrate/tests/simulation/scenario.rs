@@ -258,9 +258,8 @@ fn before(scenario: &Scenario, world: World, faults: Arc<Faults>) -> Run {
 
 /// Runs `backup` once more on the machine of a run that is over.
 pub fn again(mut over: Run, scenario: &Scenario, seed: u64, lies: Lies) -> Run {
-    let done = with_job(&over, scenario, seed, lies, |job| {
-        std::panic::catch_unwind(AssertUnwindSafe(|| run(job)))
-    });
+    let done =
+        with_job(&over, scenario, seed, lies, |job| std::panic::catch_unwind(AssertUnwindSafe(|| run(job))));
     over.ending = match done {
         Ok(returned) => Ending::Returned(Box::new(returned)),
         Err(panic) if panic.is::<Injected>() => Ending::Panicked,
