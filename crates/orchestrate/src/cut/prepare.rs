@@ -18,6 +18,9 @@ use super::crew::{Crew, without_remedy};
 /// More rounds than this are not worth their reading, even if each finds less than the one before.
 const ROUNDS: u32 = 4;
 
+/// How often a hold is prepared if that fails for a reason that may pass.
+const PREPARATIONS: u32 = 3;
+
 /// What looking at a file costs beside its bytes, expressed in bytes.
 const FILE_COST: u64 = 4096;
 
@@ -41,8 +44,20 @@ pub fn prepare(crew: &mut Crew<'_>, store: &mut dyn Store, progress: &dyn Progre
 
 fn holds(crew: &mut Crew<'_>) -> Result<(), Failure> {
     let mut impossible = vec![];
+    let (clock, patience, seed) = (crew.clock, crew.patience, crew.seed);
     for hold in &mut crew.holds {
-        match hold.prepare() {
+        let mut prepared = hold.prepare();
+        // A connection that was lost is no reason to leave a source out.
+        for attempt in 1..PREPARATIONS {
+            let Err(failure) = &prepared else { break };
+            if !failure.is_transient() {
+                break;
+            }
+            tracing::info!("{} is prepared again: {}", hold.name(), failure.in_full());
+            clock.sleep(patience.pause(attempt, seed));
+            prepared = hold.prepare();
+        }
+        match prepared {
             Ok(problems) => crew.problems.extend(problems),
             // Without a hold of the whole application the cut would not be the one that was planned.
             Err(failure) if hold.sources().is_empty() => return Err(failure),

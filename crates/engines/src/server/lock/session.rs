@@ -172,7 +172,11 @@ impl Session {
             }
             // A session that is gone, or was closed, holds nobody.
             (Err(failure), _) => {
-                tracing::warn!("the session was closed instead of released: {}", failure.in_full());
+                let source = &self.plan.source;
+                tracing::info!(
+                    "{source}: the session was closed, which lets its locks go: {}",
+                    failure.in_full()
+                );
                 Ok(())
             }
             (Ok(()), _) => Ok(()),
