@@ -41,7 +41,10 @@ pub fn plan(request: &Request, listing: &Listing, facts: &SiteFacts) -> Result<R
     for (place, found) in places.iter().zip(&facts.places) {
         match &request.target {
             Target::Directory { .. } => to_directory(request, &place.to, found)?,
-            Target::InPlace { .. } => in_place(place, found)?,
+            Target::InPlace { .. } => {
+                in_place(place, found)?;
+                server::refuse_strangers(request, place, found)?;
+            }
         }
         add_part(place, found, listing, &mut plan)?;
     }

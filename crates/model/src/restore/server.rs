@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Opened, Request, Target, pathtext, refused};
+use super::{Opened, Place, PlaceFacts, Request, Target, pathtext, refused};
 use crate::{
     id::SourceId,
     port::Failure,
@@ -59,6 +59,31 @@ pub enum ServerAct {
     Replace,
     /// Its databases are replaced while it runs.
     Load,
+}
+
+/// A directory outside of a server's data directory may hold what belongs to others: another server's tables, files of
+/// a person. It is replaced whole, so whatever the backup does not hold has to be out of the way first.
+pub(super) fn refuse_strangers(request: &Request, place: &Place, found: &PlaceFacts) -> Result<(), Failure> {
+    let outside = [RootRole::External, RootRole::SystemTablespace, RootRole::Redo, RootRole::Undo];
+    let roots = request.servers.iter().flat_map(|server| &server.record.roots);
+    let is_outside = roots.clone().any(|root| root.path == place.to && outside.contains(&root.role));
+    if !is_outside || found.census.unlisted == 0 {
+        return Ok(());
+    }
+    let examples: Vec<String> =
+        found.census.examples.iter().take(3).map(|path| pathtext::show(path)).collect();
+    let shown = pathtext::show(&place.to);
+    Err(refused(
+        format!(
+            "{shown}, outside the server's data directory, holds {} names that are not in the backup ({}): they may \
+             belong to others, and it is replaced whole",
+            found.census.unlisted,
+            examples.join(", ")
+        ),
+        format!(
+            "move what belongs to others out of {shown}, and what is this server's away, or restore with --to DIR"
+        ),
+    ))
 }
 
 impl ServerSource {

@@ -8,7 +8,7 @@ use jiff::{Timestamp, ToSpan};
 
 use super::{
     Census, Choice, Drop, Exchange, Found, Listed, Listing, Opened, ParentFacts, PlaceFacts, PlaceKind,
-    Request, RestorePlan, SiteFacts, Target, choose, databases, places, plan,
+    Request, RestorePlan, ServerSource, SiteFacts, Target, choose, databases, places, plan,
 };
 use crate::{
     cut::Stalls,
@@ -17,6 +17,7 @@ use crate::{
     port::{Failure, FailureKind},
     problem::Problem,
     record::{BackupRecord, PinNote, RECORD_VERSION, StoredBackup},
+    server::{Flavor, RootRole, ServerForm, ServerPosition, ServerRecord, ServerRoot, ServerVersion},
     size::Bytes,
     time::Millis,
     verdict::Verdict,
@@ -449,4 +450,27 @@ fn the_backup_that_is_meant_is_chosen_or_none() {
         assert_eq!(chosen(nothing).unwrap_err().kind, FailureKind::Refused, "{nothing:?}");
     }
     assert!(choose(&[], &Choice::Latest).unwrap_err().in_full().contains("stillpoint backup"));
+}
+
+#[test]
+fn a_servers_directory_outside_of_its_data_is_not_replaced_over_what_others_put_there() {
+    let mut outside = case();
+    let record = ServerRecord {
+        source: SourceId::new("mariadb", "/run/a.sock"),
+        version: ServerVersion { flavor: Flavor::MariaDb, number: (10, 11, 19), text: "10.11.19".into() },
+        server_id: 1,
+        form: ServerForm::Files,
+        position: ServerPosition::default(),
+        settings: std::collections::BTreeMap::new(),
+        roots: vec![ServerRoot { role: RootRole::External, path: "/srv/hydro/var".into() }],
+        engines: vec![],
+        databases: vec![],
+        beside: None,
+        replay_from: None,
+    };
+    outside.request.servers = vec![ServerSource { record, has_service: false, is_reachable: true }];
+    refuses(outside, "may belong to others", |c| {
+        c.site.places[1].census =
+            Census { files: 2, newer: 0, unlisted: 1, examples: vec!["/srv/hydro/var/am2.MYD".into()] };
+    });
 }

@@ -174,7 +174,11 @@ fn notes(roots: &Roots) -> Vec<String> {
         outside.entry(what).or_default().push(pathtext::show(&root.path));
     }
     for (what, paths) in outside {
-        notes.push(format!("{what} outside its data directory are stored too: {}", paths.join(", ")));
+        notes.push(format!(
+            "{what} outside its data directory are stored too, and these directories replaced whole by a restore in \
+             place, so they should be this server's alone: {}",
+            paths.join(", ")
+        ));
     }
     if let Some(data) = roots.facts.first() {
         let logs: Vec<&str> =
