@@ -338,6 +338,69 @@ fn databases_are_exchanged_in_place_and_back() {
     assert_eq!(databases(&bench.server), before);
 }
 
+/// A cut of these databases, written out.
+fn dumped(bench: &Bench, databases: &[&str]) -> Restored {
+    let mut lock = bench.lock();
+    let mut pinner = dumper(bench, &lock.holder, databases);
+    let (harvest, pin) = bench.cut(&mut lock, &mut pinner, || {});
+    let restored = Restored::of(&harvest);
+    ok(pin.release());
+    restored
+}
+
+#[test]
+fn foreign_keys_of_other_databases_are_not_taken_along() {
+    let bench = Bench::new(PrivateServer::builder().start());
+    let key = "ALTER TABLE mine.child ADD CONSTRAINT upwards FOREIGN KEY (p) REFERENCES theirs.parent (id)";
+    bench.server.run([
+        "CREATE DATABASE theirs",
+        "CREATE TABLE theirs.parent (id INT PRIMARY KEY)",
+        "INSERT INTO theirs.parent VALUES (1)",
+        "CREATE DATABASE mine",
+        "CREATE TABLE mine.child (id INT PRIMARY KEY, p INT)",
+        key,
+    ]);
+    let (one, both) = (dumped(&bench, &["theirs"]), dumped(&bench, &["mine", "theirs"]));
+    bench.server.run(["INSERT INTO theirs.parent VALUES (2)", "INSERT INTO mine.child VALUES (1, 2)"]);
+    let all = ["theirs", "mine"];
+    let was = portrait(&bench.server, &all);
+    let refused = |restored: &Restored, named: &str| {
+        let root = restored.root();
+        let plan = ok(SwapPlan::new(&root, &[], &cut_id()));
+        restored.with(&bench.server, |target| {
+            let failure = plan.exchange(&root, target).map(drop).expect_err("a foreign key");
+            assert_eq!(failure.kind, FailureKind::Refused);
+            let said = failure.in_full();
+            assert!(said.contains(named) && said.contains("upwards") && said.contains("--to"), "{said}");
+        });
+        assert_same(&was, &portrait(&bench.server, &all));
+        assert_eq!(bench.server.ask("SHOW DATABASES LIKE 'stillpoint%'"), None);
+    };
+    let root = one.root();
+    one.with(&bench.server, |target| {
+        let plan = ok(SwapPlan::new(&root, &[], &cut_id()));
+        plan.refuse(&root, target).expect_err("seen before anything is loaded");
+    });
+    refused(&one, "mine.child");
+    refused(&both, "mine.child");
+    // Those that are in the dump only are seen once it is loaded.
+    bench.server.run(["ALTER TABLE mine.child DROP FOREIGN KEY upwards"]);
+    let was = portrait(&bench.server, &all);
+    let root = both.root();
+    both.with(&bench.server, |target| {
+        let plan = ok(SwapPlan::new(&root, &[], &cut_id()));
+        let failure = plan.exchange(&root, target).map(drop).expect_err("a foreign key");
+        assert!(failure.what.contains("_mine.child"), "{}", failure.in_full());
+    });
+    assert_same(&was, &portrait(&bench.server, &all));
+    // Dropped and added again, as the remedy says.
+    let root = one.root();
+    one.with(&bench.server, |target| {
+        ok(ok(ok(SwapPlan::new(&root, &[], &cut_id())).exchange(&root, target)).finish());
+    });
+    bench.server.run(["DELETE FROM mine.child", key, "INSERT INTO mine.child VALUES (1, 1)"]);
+}
+
 #[test]
 fn a_physical_copy_is_replayed_up_to_the_cut() {
     let bench = Bench::new(PrivateServer::builder().rocksdb().start());

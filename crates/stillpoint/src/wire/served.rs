@@ -228,6 +228,8 @@ impl ServerTarget for LoadTarget<'_> {
 
     fn ready(&mut self, _lies: &Lies<'_>) -> Result<Vec<Problem>, Failure> {
         let back = recover(self.target)?;
+        // Seen here, it stops nobody's application for nothing.
+        SwapPlan::new(self.root, &self.record.databases, &self.cut)?.refuse(self.root, self.target)?;
         let note = |name: String| {
             let what = format!("database {name}: what an unfinished restore had left was put back first");
             Problem::new(Effect::Note, None, what, "").of(&self.record.source)

@@ -23,6 +23,7 @@ mod files;
 mod layout;
 mod literal;
 mod load;
+mod obstacles;
 mod pin;
 mod pinner;
 mod programs;

@@ -8,7 +8,8 @@
 //! 4. Live programs are dropped and those of the dump are made.
 //! 5. [`Exchanged::finish`] drops what was there; [`Exchanged::put_back`] exchanges again.
 //!
-//! Nobody should write meanwhile: stop the application before. Grants stay as they are.
+//! Nobody should write meanwhile: stop the application before. Grants stay as they are. Foreign keys between databases
+//! would stay with the tables that are moved away: they are looked for first, and refused.
 //!
 //! Crash story: every state is told by the server itself. Until the `RENAME` the live tables are there; after it the new
 //! ones are, and the old ones wait in their database. [`recover`] finds both databases after a crash and puts back what
@@ -28,6 +29,7 @@ use super::{
     layout::DumpedDatabase,
     literal::{name, string},
     load::{Client, Loaded, Target, exists},
+    obstacles::refuse_foreign_keys,
     programs, session,
     session::{rows, run},
 };
@@ -98,6 +100,21 @@ impl SwapPlan {
         self.databases.iter().map(line).collect()
     }
 
+    /// Refuses what can be seen beforehand to spoil another database.
+    ///
+    /// # Errors
+    /// [`FailureKind::Refused`] if tables of other databases refer to tables of these; what the server says.
+    pub fn refuse(&self, root: &Path, target: &Target<'_>) -> Result<(), Failure> {
+        let client = Client::new(root, target)?;
+        let mut conn = client.connect()?;
+        refuse_foreign_keys(&mut conn, &self.live())?;
+        client.end()
+    }
+
+    fn live(&self) -> Vec<&str> {
+        self.databases.iter().map(|names| names.live.as_str()).collect()
+    }
+
     /// Steps 1 to 4. If anything fails, what was there is put back.
     ///
     /// # Errors
@@ -108,6 +125,7 @@ impl SwapPlan {
         let mut conn = client.connect()?;
         client.refuse_long_statements(&mut conn, &index)?;
         self.refuse_leftovers(&mut conn)?;
+        refuse_foreign_keys(&mut conn, &self.live())?;
         let mut exchanged =
             Exchanged { client, conn, names: self.databases.clone(), loaded: Loaded::default(), open: true };
         let done =
@@ -206,6 +224,9 @@ impl Exchanged<'_> {
     }
 
     fn exchange(&mut self, databases: &[DumpedDatabase]) -> Result<(), Failure> {
+        let live: Vec<&str> = self.names.iter().map(|names| names.live.as_str()).collect();
+        // Again, for what was loaded: its tables may refer to another of these databases.
+        refuse_foreign_keys(&mut self.conn, &live)?;
         for names in &self.names {
             save(&mut self.conn, names)?;
         }
