@@ -212,6 +212,24 @@ fn a_crashed_copy_opens_behind_the_fence_and_the_original_is_not_touched() {
 }
 
 #[test]
+fn a_record_that_names_the_data_directory_by_a_link_opens_where_that_link_is_not() {
+    let mut scene = Scene::new();
+    let (base, mut record) = scene.copy("copy");
+    scene.server.kill();
+    for name in ["datadir", "aria_log_dir_path"] {
+        record.settings.insert(name.into(), "/nowhere/else/mysql/".into());
+    }
+    let copy = ServerCopy::new(&base, record).unwrap();
+    let text = option_file(&copy, Path::new("/run/x")).unwrap();
+    let data = copy.below(copy.data().unwrap());
+    assert!(text.contains(&format!("aria-log-dir-path=\"{}\"", data.display())), "{text}");
+    let private = Private::open(&copy, &scene.journal(), WITHIN).unwrap();
+    assert_all_rows(&private.access(), scene.rows);
+    private.stop(WITHIN).unwrap();
+    scene.assert_nothing_left();
+}
+
+#[test]
 fn a_settled_copy_opens_where_it_lies_and_the_original_is_not_touched() {
     let mut scene = Scene::new();
     let (base, record) = scene.copy("copy");

@@ -287,6 +287,69 @@ fn a_restored_directory_has_what_mariadbd_needs_to_open_it_and_leaves_the_origin
 }
 
 #[test]
+fn a_server_that_reaches_its_directories_through_links_comes_back_anywhere() {
+    let volume = Volume::new("xfs", 4 << 30, Path::new(env!("CARGO_TARGET_TMPDIR")));
+    for name in ["data", "redo", "external"] {
+        let far = volume.path().join("far").join(name);
+        fs::create_dir_all(&far).unwrap();
+        std::os::unix::fs::symlink(&far, volume.path().join(name)).unwrap();
+        owned_by_server(&far);
+    }
+    let named = |name: &str| volume.path().join(name).display().to_string();
+    let mut server = PrivateServer::builder()
+        .directory(volume.directory("server"))
+        .datadir(named("data"))
+        .option(format!("--innodb-log-group-home-dir={}", named("redo")))
+        .start();
+    assert_eq!(server.ask("SELECT @@aria_log_dir_path").unwrap(), format!("{}/", named("data")));
+    server.run([
+        "CREATE DATABASE app".to_owned(),
+        "CREATE TABLE app.inno (i INT PRIMARY KEY) ENGINE=InnoDB".into(),
+        format!(
+            "CREATE TABLE app.apart (i INT PRIMARY KEY) ENGINE=InnoDB DATA DIRECTORY='{}'",
+            named("external")
+        ),
+        "CREATE TABLE app.aria (i INT) ENGINE=Aria".into(),
+        format!("CREATE TABLE app.myisam (i INT) ENGINE=MyISAM DATA DIRECTORY='{}'", named("external")),
+    ]);
+    let tables = ["inno", "apart", "aria", "myisam"];
+    let fill = |server: &PrivateServer, from: u32| {
+        server.run(tables.map(|t| format!("INSERT INTO app.{t} SELECT seq + {from} FROM app.seq_1_to_100")));
+    };
+    fill(&server, 0);
+    let site = Site::at(volume.path());
+    site.init(&format!(
+        "[[application.database]]\nengine = \"mariadb\"\nsocket = \"{}\"\nuser = \"root\"\n",
+        server.socket().display()
+    ));
+    site.run(["backup"]).expect_status(0);
+    fill(&server, 100);
+    site.run(["check", "--open"]).expect_status(0);
+
+    let to = site.root().join("back");
+    site.run(["restore", "guestbook", "--to", to.to_str().unwrap()])
+        .expect_status(0)
+        .expect_text("mariadbd --defaults-file=");
+    let options = fs::read_to_string(to.join("stillpoint-mariadb.cnf")).unwrap();
+    for (name, real) in
+        [("datadir", "data"), ("aria-log-dir-path", "data"), ("innodb-log-group-home-dir", "redo")]
+    {
+        let place = below(&to, &volume.path().canonicalize().unwrap().join("far").join(real));
+        assert!(options.contains(&format!("{name}=\"{}\"", place.display())), "{options}");
+    }
+
+    server.stop();
+    site.run(["restore", "guestbook", "--in-place", "--yes"]).expect_status(0);
+    server.start();
+    assert_eq!(counts(&server, &tables), [100; 4]);
+    fill(&server, 100);
+    server.restart();
+    assert_eq!(counts(&server, &tables), [200; 4]);
+    assert!(fs::symlink_metadata(volume.path().join("data")).unwrap().is_symlink());
+    server.stop();
+}
+
+#[test]
 fn check_open_starts_the_newest_backup_and_finds_a_damaged_page() {
     let mut scene = Scene::new(|_| String::new());
     scene.site.run(["backup"]).expect_status(0);

@@ -63,6 +63,22 @@ impl ServerCopy {
         self.placement.at(original).unwrap_or_else(|| original.to_owned())
     }
 
+    /// The real original path of one that the server or a link of it names: either may go through symbolic links,
+    /// while directories are recorded by their real paths. A path that leads nowhere known is returned as it is.
+    pub(super) fn real(&self, named: &Path) -> PathBuf {
+        let named = plain(named);
+        let known = |path: &PathBuf| self.placement.at(path).is_some();
+        if known(&named) {
+            return named;
+        }
+        let below_data = self.record.settings.get("datadir").and_then(|data| {
+            let rest = named.strip_prefix(plain(Path::new(data))).ok()?;
+            Some(plain(&self.data().ok()?.join(rest)))
+        });
+        // Other links are only known where they still are: on the machine of the server.
+        below_data.into_iter().chain([leads_to(&named)]).find(known).unwrap_or(named)
+    }
+
     /// Its directories, each before those inside it.
     #[must_use]
     pub fn roots(&self) -> Vec<&ServerRoot> {
@@ -144,6 +160,16 @@ pub(super) fn plain(path: &Path) -> PathBuf {
         }
     }
     plain
+}
+
+/// Where a path leads on this machine, as far as it exists here.
+pub(super) fn leads_to(path: &Path) -> PathBuf {
+    let found = path.ancestors().find_map(|above| Some((above.canonicalize().ok()?, above)));
+    match found.and_then(|(real, above)| Some((real, path.strip_prefix(above).ok()?))) {
+        Some((real, rest)) if rest.as_os_str().is_empty() => real,
+        Some((real, rest)) => real.join(rest),
+        None => path.to_owned(),
+    }
 }
 
 pub(super) fn cannot(done: &str, path: &Path, error: std::io::Error) -> Failure {

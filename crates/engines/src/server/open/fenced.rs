@@ -12,7 +12,7 @@ use model::{
 use os::command::Command;
 
 use super::{
-    copy::{Placement, ServerCopy, cannot},
+    copy::{Placement, ServerCopy, cannot, leads_to},
     links::tablespaces,
     program::Program,
 };
@@ -38,11 +38,11 @@ impl View {
     /// [`FailureKind::Refused`] if it is not safe; says why and what to do.
     pub fn of(copy: &ServerCopy, run: &Path) -> Result<Self, Failure> {
         // The redo log names these, and recovery opens them by that name.
-        let external = tablespaces(copy)?.into_iter().next();
+        let external = tablespaces(copy)?;
         if !rustix::process::geteuid().is_root() {
-            return match external {
+            return match external.first() {
                 None => Ok(Self { placement: copy.placement().clone(), binds: Vec::new() }),
-                Some(path) => Err(needs_root(&path)),
+                Some((_, real)) => Err(needs_root(real)),
             };
         }
         let mut view = Self { placement: Placement::default(), binds: Vec::new() };
@@ -62,12 +62,14 @@ impl View {
             view.placement.0.push((root.path.clone(), to));
         }
         view.binds.extend(over);
-        if let Some(path) = external
-            && view.placement.at(&path).as_deref() != Some(path.as_path())
-        {
-            return Err(no_mount_point(&path));
+        // Also through a link, the name must lead to what is bound there.
+        let is_hidden = |(named, real): &&(PathBuf, PathBuf)| {
+            view.placement.at(real).as_ref() == Some(real) && leads_to(named) == *real
+        };
+        match external.iter().find(|tablespace| !is_hidden(tablespace)) {
+            Some((named, _)) => Err(no_mount_point(named)),
+            None => Ok(view),
         }
-        Ok(view)
     }
 
     /// A new data directory, which as root is shown to the server in `run`, since only we can enter those above it.

@@ -91,10 +91,10 @@ pub fn relocate(copy: &ServerCopy, placement: &Placement) -> Result<Relocated, F
 fn original(copy: &ServerCopy, at: &Path, leads: &Path) -> PathBuf {
     if leads.is_absolute() {
         let leads = plain(leads);
-        return copy.placement().original_of(&leads).unwrap_or(leads);
+        return copy.placement().original_of(&leads).unwrap_or_else(|| copy.real(&leads));
     }
     let stood = copy.placement().original_of(at).unwrap_or_else(|| at.to_owned());
-    plain(&stood.parent().unwrap_or(Path::new("/")).join(leads))
+    copy.real(&stood.parent().unwrap_or(Path::new("/")).join(leads))
 }
 
 /// Looks at what is really there: a path may be right by its text and still lead out over another link. What does
@@ -146,16 +146,19 @@ fn links(root: &Path) -> Result<Vec<Found>, Failure> {
     Ok(found)
 }
 
-/// The original paths of tablespaces that `.isl` files name.
+/// The original paths of tablespaces that `.isl` files name: as they name it, and really.
 ///
 /// # Errors
 /// If the copy cannot be read.
-pub(super) fn tablespaces(copy: &ServerCopy) -> Result<Vec<PathBuf>, Failure> {
+pub(super) fn tablespaces(copy: &ServerCopy) -> Result<Vec<(PathBuf, PathBuf)>, Failure> {
     let mut paths = Vec::new();
     for root in copy.roots() {
         for found in links(&copy.below(&root.path))? {
             if let Found::Isl { file, leads } = found {
-                paths.push(original(copy, &file, &leads));
+                let real = original(copy, &file, &leads);
+                let leads = plain(&leads);
+                let is_rewritten = leads.is_relative() || copy.placement().is_placed(&leads);
+                paths.push((if is_rewritten { real.clone() } else { leads }, real));
             }
         }
     }

@@ -2,12 +2,12 @@
 //!
 //! Crash story: pure functions; no effects.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use model::{
     pathtext,
     port::{Failure, FailureKind},
-    server::{Flavor, ServerRecord},
+    server::{Flavor, RootRole, ServerRecord},
 };
 
 use super::copy::{Placement, ServerCopy};
@@ -81,9 +81,13 @@ pub(super) fn of_copy(copy: &ServerCopy, placement: &Placement) -> Result<Vec<Op
     for name in PATHS {
         let Some(value) = set(record, name) else { continue };
         let path = Path::new(value);
+        let leads_up = path.components().any(|part| part == Component::ParentDir);
         // Relative paths are relative to the data directory.
-        let value =
-            if path.is_absolute() { text(&placed(copy, placement, name, path)?)? } else { value.into() };
+        let value = if path.is_absolute() || leads_up {
+            text(&placed(copy, placement, name, &copy.data()?.join(path))?)?
+        } else {
+            value.into()
+        };
         options.push(opt(&dashed(name), value));
     }
     if let Some(files) = set(record, "innodb_data_file_path") {
@@ -194,7 +198,8 @@ fn data_files(copy: &ServerCopy, placement: &Placement, files: &str) -> Result<S
 }
 
 fn placed(copy: &ServerCopy, placement: &Placement, name: &str, path: &Path) -> Result<PathBuf, Failure> {
-    placement.at(path).ok_or_else(|| {
+    let real = placement.at(&copy.real(path));
+    real.or_else(|| placement.at(only_root(copy.record(), name)?)).ok_or_else(|| {
         let what = format!(
             "{name} of {} is {}, which is not in the backup",
             copy.record().source,
@@ -202,6 +207,17 @@ fn placed(copy: &ServerCopy, placement: &Placement, name: &str, path: &Path) -> 
         );
         Failure::new(FailureKind::Refused, what, "restore a backup that has all of the server")
     })
+}
+
+/// The directory that this setting names, whatever it calls it: no other setting gives a directory of that role.
+fn only_root<'a>(record: &'a ServerRecord, name: &str) -> Option<&'a Path> {
+    let role = match name {
+        "aria_log_dir_path" => RootRole::AriaLog,
+        "innodb_log_group_home_dir" => RootRole::Redo,
+        "innodb_undo_directory" => RootRole::Undo,
+        _ => return None,
+    };
+    record.roots.iter().find(|root| root.role == role).map(|root| root.path.as_path())
 }
 
 fn text(path: &Path) -> Result<String, Failure> {

@@ -217,6 +217,7 @@ fn of_files(
             return Ok(());
         }
     }
+    variables.resolve(&mut facts.settings);
     let more = match connection.version().flavor {
         Flavor::MariaDb => vec![],
         Flavor::MySql => mysql::places(connection, variables).map_err(said)?,

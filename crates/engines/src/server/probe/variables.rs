@@ -63,6 +63,17 @@ const KEPT: [&str; 50] = [
     "version",
 ];
 
+/// Those of them that are directories or files of the server's own.
+const PATHS: [&str; 7] = [
+    "aria_log_dir_path",
+    "file_key_management_filename",
+    "innodb_data_home_dir",
+    "innodb_log_group_home_dir",
+    "innodb_undo_directory",
+    "rocksdb_datadir",
+    "rocksdb_wal_dir",
+];
+
 /// All global variables.
 pub(super) struct Variables(BTreeMap<String, String>);
 
@@ -97,7 +108,39 @@ impl Variables {
 
     /// The same for a value that is no variable of its own.
     pub(super) fn place(&self, value: &str) -> PathBuf {
-        plain(&Path::new(self.get("datadir").unwrap_or("/")).join(value))
+        let data = Path::new(self.get("datadir").unwrap_or("/"));
+        // `..` leads up from where the directory really is.
+        plain(&data.canonicalize().unwrap_or_else(|_| data.to_owned()).join(value))
+    }
+
+    /// Gives recorded paths as they really are, as the directories are recorded: a data directory reached through a link
+    /// is the default of other settings by that name. Only for a server whose files are on this machine.
+    pub(super) fn resolve(&self, recorded: &mut BTreeMap<String, String>) {
+        for name in PATHS {
+            if let (Some(value), Some(kept)) = (self.get(name), recorded.get_mut(name)) {
+                *kept = self.resolved(value);
+            }
+        }
+        if let (Some(value), Some(kept)) =
+            (self.get("innodb_data_file_path"), recorded.get_mut("innodb_data_file_path"))
+        {
+            let file = |file: &str| match file.split_once(':') {
+                Some((path, rest)) if Path::new(path).is_absolute() => {
+                    format!("{}:{rest}", self.resolved(path))
+                }
+                _ => file.to_owned(),
+            };
+            *kept = value.split(';').map(file).collect::<Vec<_>>().join(";");
+        }
+    }
+
+    /// A path below the data directory may stay relative to it.
+    fn resolved(&self, value: &str) -> String {
+        let place = self.place(value);
+        let real = place.canonicalize().ok().filter(|real| *real != plain(Path::new(value)));
+        let is_below = |real: &PathBuf| Path::new(value).is_relative() && *real == place;
+        let other = real.filter(|real| !(is_below(real) && real.starts_with(self.place(""))));
+        other.and_then(|real| real.to_str().map(str::to_owned)).unwrap_or_else(|| value.to_owned())
     }
 
     /// Those that are recorded, with the libraries of engines and plugins under `plugin_load_add`.
@@ -137,7 +180,7 @@ fn plain(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{fs, os::unix::fs::symlink, path::Path};
 
     use super::Variables;
 
@@ -154,6 +197,40 @@ mod tests {
         assert_eq!(variables.path("b").as_deref(), Some(Path::new("/srv/log/x")));
         assert_eq!(variables.path("c").as_deref(), Some(Path::new("/abs")));
         assert!(variables.path("d").is_none() && variables.path("e").is_none());
+    }
+
+    #[test]
+    fn recorded_paths_are_real_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        let at = |name: &str| base.join(name).display().to_string();
+        for name in ["far/data/rocks", "far/redo", "undo"] {
+            fs::create_dir_all(at(name)).unwrap();
+        }
+        symlink(at("far/data"), at("link")).unwrap();
+        symlink(at("undo"), at("far/data/undo")).unwrap();
+        fs::write(at("undo/ibdata1"), "").unwrap();
+        let set = [
+            ("datadir", at("link/")),
+            ("aria_log_dir_path", at("link/")),
+            ("innodb_log_group_home_dir", "../redo".into()),
+            ("innodb_undo_directory", "undo".into()),
+            ("rocksdb_datadir", "./rocks".into()),
+            ("innodb_data_file_path", format!("{}:12M;b:1M:autoextend", at("link/undo/ibdata1"))),
+        ];
+        let variables = Variables::of(&set.each_ref().map(|(name, value)| (*name, value.as_str())));
+        let mut kept = variables.kept(&[]);
+        variables.resolve(&mut kept);
+        let expected = [
+            ("aria_log_dir_path", at("far/data")),
+            ("datadir", at("link/")),
+            ("innodb_data_file_path", format!("{}:12M;b:1M:autoextend", at("undo/ibdata1"))),
+            ("innodb_log_group_home_dir", at("far/redo")),
+            ("innodb_undo_directory", at("undo")),
+            ("rocksdb_datadir", "./rocks".into()),
+        ];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value));
+        assert_eq!(kept.into_iter().collect::<Vec<_>>(), expected);
     }
 
     #[test]
