@@ -73,6 +73,7 @@ pub(super) fn plan_server(inventory: &Inventory, server: &ServerDatabase, facts:
     if !matches!(chosen.method, PinMethod::ServerDump(_)) {
         let of_files = found.file_notes.iter().cloned().chain(extents_note(found));
         plan.notes.extend(of_files.map(|note| format!("{source}: {note}")));
+        plan.problems.extend(found.broken_links.iter().map(|link| broken(link).of(&source)));
     }
     let staging = match &chosen.method {
         PinMethod::ServerReflink(server) => server.roots.first().map(|root| root.staging.clone()),
@@ -80,6 +81,17 @@ pub(super) fn plan_server(inventory: &Inventory, server: &ServerDatabase, facts:
     };
     let staging = staging.unwrap_or_else(|| inventory.state().join("staging"));
     plan.pins.push(PinPlan { source, method: chosen.method, staging, why: chosen.why });
+}
+
+/// A server may run on with it; a copy is not opened, since nobody can tell what would be used in its place.
+fn broken(link: &Path) -> Problem {
+    let what = "is a link of the server that leads nowhere: what it stood for is not in the backup, and a restored copy \
+                is not opened with it";
+    Problem::missing(
+        link,
+        what,
+        "bring back what it led to, or remove the link if that is not needed any more",
+    )
 }
 
 /// Locks of one session, which ends by itself.
@@ -284,6 +296,7 @@ mod tests {
         id::{AppName, Relpath, ServerName, VmName},
         inventory::{Application, Database, Directory, Inventory, ServerDatabase, Settings},
         plan::{CutPlan, DirectoryFacts, Facts, HoldClass, PinMethod, ProcessFacts, ProcessMethod, Refusal},
+        problem::Effect,
         server::{
             Binlog, Flavor, RootFacts, RootRole, ServerAccess, ServerAddress, ServerFacts, ServerVersion,
             Volume, VolumeFacts, WhoServes,
@@ -385,6 +398,7 @@ mod tests {
             bytes: Bytes(1 << 30),
             files: 100,
             extents: Some(1000),
+            broken_links: vec![],
             notes: vec![],
             file_notes: vec![],
             refusal: None,
@@ -484,6 +498,25 @@ mod tests {
         let plan = plan(&["hydro"], &facts(&["hydro"], roots));
         assert_eq!(classes(&plan), LOCKS);
         assert!(matches!(&plan.pins[0].method, PinMethod::ServerDump(p) if p.databases == ["hydro"]));
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_missing_from_files_and_of_no_matter_to_dumps() {
+        let link = PathBuf::from("/srv/mysql/archive");
+        for (databases, expected) in [(&[][..], 1), (&["hydro"][..], 0)] {
+            let roots = vec![root(RootRole::Data, "/srv/mysql", Some(volume("/srv")), true)];
+            let mut facts = facts(databases, roots);
+            facts.servers[0].broken_links = vec![link.clone()];
+            let inventory = inventory(databases);
+            let plan = decide(&inventory, &inventory.applications[0], &facts);
+            assert!(plan.refused.is_none());
+            assert_eq!(plan.problems.len(), expected, "{:?}", plan.problems);
+            for problem in plan.problems {
+                assert_eq!((problem.effect, problem.path.as_ref()), (Effect::Missing, Some(&link)));
+                assert_eq!(problem.source, Some(server(databases).id()));
+                assert!(!problem.remedy.is_empty());
+            }
+        }
     }
 
     #[test]

@@ -50,6 +50,9 @@ pub struct ServerFacts {
     pub files: u64,
     /// Extents of these files where `FIEMAP` tells them, for the predicted stall.
     pub extents: Option<u64>,
+    /// Symbolic links and `.isl` files of it that lead nowhere: no copy of its files is whole with them.
+    #[serde(with = "pathtext::list")]
+    pub broken_links: Vec<PathBuf>,
     /// What a person should know.
     pub notes: Vec<String>,
     /// The same about its files, if they are stored: external tablespaces, leftovers, logs that are left out.

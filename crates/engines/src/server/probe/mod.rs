@@ -66,6 +66,7 @@ fn nothing(server: &ServerDatabase) -> ServerFacts {
         bytes: Bytes(0),
         files: 0,
         extents: None,
+        broken_links: vec![],
         notes: vec![],
         file_notes: vec![],
         refusal: None,
@@ -227,6 +228,7 @@ fn of_files(
     facts.files = found.walked.files;
     facts.bytes = Bytes(found.walked.bytes);
     facts.extents = found.walked.extents;
+    facts.broken_links = found.walked.broken;
     facts.file_notes.extend(found.notes);
     Ok(())
 }

@@ -24,7 +24,7 @@ use rustix::fs::{Access, access};
 use super::{
     exclude,
     variables::Variables,
-    walk::{Walked, walk},
+    walk::{Walked, leads, walk},
 };
 
 /// More directories than this do not belong to one server by intention.
@@ -70,6 +70,8 @@ pub(super) fn find(
         roots.facts.push(look(role, path, exclude, &mounts, staging));
         roots.walked.add(walked);
     }
+    // What was being dropped meanwhile is gone by now.
+    roots.walked.broken.retain(|link| leads(link).is_some_and(|to| to.canonicalize().is_err()));
     roots.notes = notes(&roots);
     Ok(roots)
 }
@@ -193,9 +195,6 @@ fn notes(roots: &Roots) -> Vec<String> {
             "{} #sql files of statements that run or were cut short are kept: the copy's recovery needs them",
             roots.walked.leftovers
         ));
-    }
-    for link in &roots.walked.broken {
-        notes.push(format!("{} leads nowhere", pathtext::show(link)));
     }
     notes
 }

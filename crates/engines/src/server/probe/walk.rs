@@ -4,9 +4,11 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
+    ffi::OsStr,
     fs::{self, File},
     io,
     ops::ControlFlow,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -67,6 +69,15 @@ fn globs(exclude: &[String]) -> GlobSet {
     set.build().unwrap_or_else(|_| GlobSet::empty())
 }
 
+/// Where a symbolic link or an `.isl` file leads; nothing if there is none any more.
+pub(super) fn leads(link: &Path) -> Option<PathBuf> {
+    let to = match fs::read_link(link) {
+        Ok(to) => to,
+        Err(_) => PathBuf::from(OsStr::from_bytes(fs::read(link).ok()?.trim_ascii())),
+    };
+    Some(link.parent().unwrap_or(Path::new("/")).join(to))
+}
+
 impl Walked {
     fn take(&mut self, entry: &Entry) {
         let name = entry.path.file_name().unwrap_or_default().to_string_lossy();
@@ -75,17 +86,16 @@ impl Walked {
             Kind::File => {
                 self.count(&entry.path, fs::symlink_metadata(&entry.path).map_or(0, |meta| meta.len()));
                 if name.ends_with(".isl") {
-                    let text = fs::read_to_string(&entry.path).unwrap_or_default();
-                    self.follow(&entry.path, Path::new(text.trim()));
+                    self.follow(&entry.path);
                 }
             }
-            Kind::Symlink(to) => self.follow(&entry.path, to),
+            Kind::Symlink(_) => self.follow(&entry.path),
             _ => {}
         }
     }
 
-    fn follow(&mut self, link: &Path, to: &Path) {
-        let place = link.parent().unwrap_or(Path::new("/")).join(to);
+    fn follow(&mut self, link: &Path) {
+        let Some(place) = leads(link) else { return };
         match place.canonicalize() {
             Ok(real) => {
                 self.targets.insert(real);
