@@ -79,14 +79,17 @@ impl RestoreReport {
     #[must_use]
     pub fn describe(&self) -> Vec<String> {
         let verdict = self.verdict.map_or("made by another program", |v| v.as_str());
+        // What is loaded into a server is told with it.
+        let files = match self.files {
+            0 => String::new(),
+            files => format!(": {files} files, {}", self.bytes),
+        };
         let mut lines = vec![format!(
-            "{} {} as of {} from backup {} ({verdict}): {} files, {} in {:.1} s",
+            "{} {} as of {} from backup {} ({verdict}){files} in {:.1} s",
             if self.is_complete() { "restored" } else { "restored in part" },
             self.application,
             self.time,
             self.backup.short(),
-            self.files,
-            self.bytes,
             self.duration_s
         )];
         lines.extend(self.places.iter().map(|p| format!("now at {}", pathtext::show(p))));

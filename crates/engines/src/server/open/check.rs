@@ -27,7 +27,8 @@ pub enum PositionFound {
         at: String,
     },
     /// InnoDB's last commit is older: what came after it in the binary log was of other engines or changed no
-    /// rows (DDL, a rotation), or is missing.
+    /// rows (DDL, a rotation). Commits that were lost would look the same, but the redo log of a copy was flushed under
+    /// the lock.
     Behind {
         /// What was recovered.
         recovered: String,
@@ -80,8 +81,9 @@ impl PositionFound {
             Self::Behind { recovered, recorded } => problem(
                 Effect::Note,
                 format!(
-                    "InnoDB's last commit is at {recovered} of the binary log, the cut at {recorded}: what lies \
-                     between touched no InnoDB row, or is missing"
+                    "InnoDB's last commit is at {recovered} of the binary log, the cut at {recorded}: the last events \
+                     before the cut are not InnoDB's (a statement such as CREATE TABLE, or a table of another engine); \
+                     nothing is missing as far as this can show"
                 ),
             ),
             Self::Ahead { recovered, recorded } => problem(
@@ -98,7 +100,9 @@ impl PositionFound {
     pub fn in_short(&self) -> String {
         match self {
             Self::Equal { at } => format!("recovered at {at}, as recorded"),
-            Self::Behind { recovered, recorded } => format!("recovered at {recovered}, recorded {recorded}"),
+            Self::Behind { recovered, recorded } => {
+                format!("InnoDB recovered at {recovered}, recorded {recorded}")
+            }
             Self::Ahead { recovered, recorded } => {
                 format!("recovered at {recovered}, AFTER the recorded {recorded}")
             }
@@ -237,7 +241,9 @@ mod tests {
         let at = |file: &str, offset| BinlogPosition { file: file.into(), offset };
         let compare = |a: BinlogPosition, b: BinlogPosition| PositionFound::compare(Some(&a), Some(&b));
         assert!(matches!(compare(at("b.000002", 4), at("b.000002", 4)), PositionFound::Equal { .. }));
-        assert!(matches!(compare(at("b.000002", 4), at("b.000001", 9)), PositionFound::Behind { .. }));
+        let behind = compare(at("b.000002", 4), at("b.000001", 9));
+        assert!(matches!(behind, PositionFound::Behind { .. }));
+        assert_eq!(behind.problem().unwrap().effect, Effect::Note);
         assert!(matches!(compare(at("b.999999", 4), at("b.1000000", 4)), PositionFound::Ahead { .. }));
         assert!(matches!(PositionFound::compare(None, None), PositionFound::Unknown { .. }));
     }
