@@ -151,8 +151,15 @@ fn in_place(place: &Place, found: &PlaceFacts) -> Result<(), Failure> {
         return Err(refused(format!("the directory above {shown} does not exist any more"), "make it first"));
     }
     if let Some(inner) = found.nested.first() {
-        let what = format!("{} lies below {shown} and is a filesystem of its own", pathtext::show(inner));
-        return Err(refused(what, format!("unmount it, or {elsewhere}")));
+        let inner = pathtext::show(inner);
+        let what = format!(
+            "{inner} lies below {shown} and is a filesystem or a btrfs subvolume of its own, which cannot be replaced \
+             along with it"
+        );
+        let remedy = format!(
+            "if it is mounted (findmnt), unmount it; if it is a subvolume, move it out of {shown} (mv); or {elsewhere}"
+        );
+        return Err(refused(what, remedy));
     }
     let whole = found.parent == ParentFacts::Writable && found.fixed.is_none();
     match (place.kind, &found.found) {
