@@ -120,6 +120,17 @@ pub enum Undo {
         /// When the server had been started, to the second.
         started: Timestamp,
     },
+    /// Put back what an unfinished restore in place changed in a running server; if it had finished, drop what it kept.
+    ServerExchange {
+        /// The server.
+        access: ServerAccess,
+        /// The databases that were restored, by their live names.
+        databases: Vec<String>,
+        /// Where the server's client may find its credentials meanwhile; its name begins with `.stillpoint-`, anything
+        /// else is refused.
+        #[serde(with = "pathtext")]
+        staging: PathBuf,
+    },
 }
 
 impl Undo {
@@ -137,7 +148,9 @@ impl Undo {
             Self::SwapBack { moves, .. } => !moves.is_empty(),
             // Holds nobody back, but makes the server slower, and stays if nobody undoes it.
             Self::ServerVariable { .. } => true,
-            Self::RemoveTree { .. }
+            // The server itself knows what is to be done, and it may take minutes.
+            Self::ServerExchange { .. }
+            | Self::RemoveTree { .. }
             | Self::DeleteSubvolume { .. }
             | Self::Unmount { .. }
             | Self::RemoveLogicalVolume { .. }

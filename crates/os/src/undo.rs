@@ -36,9 +36,11 @@ use crate::{
 const ENDING: Duration = Duration::from_secs(1);
 /// How long a server may take to answer.
 const ANSWERING: Duration = Duration::from_secs(10);
-/// The helper role that gives a server's variable its old value: one [`Undo::ServerVariable`] in, one
-/// `Result<(), String>` out.
-pub const SERVER_VARIABLE_ROLE: &str = "server-variable";
+/// How long a server may take to put databases back: it drops as many as were loaded, and may have to wait for others.
+const EXCHANGING: Duration = Duration::from_secs(3600);
+/// The helper role that undoes what was done to a server: one [`Undo::ServerVariable`] or [`Undo::ServerExchange`] in,
+/// one `Result<(), String>` out.
+pub const SERVER_ROLE: &str = "server-undo";
 
 /// Why something could not be undone.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +109,19 @@ pub enum UndoError {
         /// What it said.
         why: String,
     },
+    /// Databases are as an unfinished restore left them.
+    #[error(
+        "the databases {databases} of the server at {address} are as an unfinished restore left them ({why}); see that the \
+         server runs and nobody holds their tables"
+    )]
+    Exchange {
+        /// The server.
+        address: String,
+        /// The databases.
+        databases: String,
+        /// What it said.
+        why: String,
+    },
     /// Pinned copies are left.
     #[error(transparent)]
     Tree(#[from] StagingError),
@@ -154,20 +169,25 @@ pub fn perform(undo: &Undo) -> Result<(), UndoError> {
         Undo::Unmount { path } => Ok(mounted::unmount(path)?),
         Undo::RemoveLogicalVolume { group, name } => Ok(lvm::remove(group, name)?),
         Undo::DestroyZfsSnapshot { dataset, snapshot } => Ok(zfs::destroy(dataset, snapshot)?),
-        Undo::ServerVariable { variable, old, .. } => server_variable(undo, variable, old),
+        Undo::ServerVariable { variable, old, .. } => {
+            let by_hand = format!("SET GLOBAL {variable} = {old}");
+            by_helper(undo, ANSWERING).map_err(|why| UndoError::Variable { by_hand, why })
+        }
+        Undo::ServerExchange { access, databases, .. } => {
+            let (address, databases) = (access.address.to_string(), databases.join(", "));
+            by_helper(undo, EXCHANGING).map_err(|why| UndoError::Exchange { address, databases, why })
+        }
     }
 }
 
 /// The helper that speaks to servers: this crate does not.
-fn server_variable(undo: &Undo, variable: &str, old: &str) -> Result<(), UndoError> {
-    let by_hand = format!("SET GLOBAL {variable} = {old}");
-    let failed = |why: String| UndoError::Variable { by_hand: by_hand.clone(), why };
+fn by_helper(undo: &Undo, within: Duration) -> Result<(), String> {
     let ask = || {
-        let mut child = Helper::this_program().spawn(SERVER_VARIABLE_ROLE, &[])?;
+        let mut child = Helper::this_program().spawn(SERVER_ROLE, &[])?;
         child.send(undo)?;
-        child.receive::<Result<(), String>>(ANSWERING)
+        child.receive::<Result<(), String>>(within)
     };
-    ask().map_err(|error| failed(error.to_string()))?.map_err(failed)
+    ask().map_err(|error| error.to_string())?
 }
 
 fn thaw(path: &Path) -> Result<(), UndoError> {

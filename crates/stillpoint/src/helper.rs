@@ -6,7 +6,7 @@
 use std::{env, ffi::OsString, process::ExitCode};
 
 use engines::{server, sqlite};
-use os::{command::helper_role, undo::SERVER_VARIABLE_ROLE, watchdog};
+use os::{command::helper_role, undo::SERVER_ROLE, watchdog};
 
 use crate::demo;
 
@@ -24,7 +24,7 @@ pub fn run(role: &str, arguments: &[OsString]) -> ExitCode {
     match role {
         watchdog::ROLE => return watchdog::main(arguments),
         sqlite::LOCK_ROLE | sqlite::READER_ROLE => return sqlite::helper_main(role, arguments),
-        SERVER_VARIABLE_ROLE => return server::undo_main(arguments),
+        SERVER_ROLE => return server::undo_main(arguments),
         _ => {}
     }
     if let Some(code) = demo::play(role, arguments) {

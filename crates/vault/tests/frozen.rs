@@ -161,7 +161,7 @@ fn a_journal_reads() {
     assert_eq!(runs[0].open_undos(), expected);
 }
 
-fn undos_of_volumes_and_servers() -> [(u64, Undo); 5] {
+fn undos_of_volumes_and_servers() -> [(u64, Undo); 6] {
     let snapshot = || "stillpoint-0123456789abcdef".to_owned();
     let point = b"/var/lib/stillpoint/staging/.stillpoint-mount-\xff";
     let variable = |access, old: &str| Undo::ServerVariable {
@@ -187,11 +187,18 @@ fn undos_of_volumes_and_servers() -> [(u64, Undo); 5] {
         option_file: Some("/root/.my.cnf".into()),
         tls_ca: Some("/etc/ssl/db.pem".into()),
     };
+    let place = b"/var/lib/stillpoint/staging/.stillpoint-restore-server-\xff";
+    let exchange = Undo::ServerExchange {
+        access: near.clone(),
+        databases: vec!["shop".to_owned(), "größe".to_owned()],
+        staging: Path::new(std::ffi::OsStr::from_bytes(place)).to_owned(),
+    };
     [
         (11, Undo::Unmount { path: Path::new(std::ffi::OsStr::from_bytes(point)).to_owned() }),
         (12, Undo::RemoveLogicalVolume { group: "vg-0".to_owned(), name: snapshot() }),
         (13, Undo::DestroyZfsSnapshot { dataset: "tank/srv".to_owned(), snapshot: snapshot() }),
         (14, variable(near, "0")),
         (15, variable(far, "2")),
+        (16, exchange),
     ]
 }

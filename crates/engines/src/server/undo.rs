@@ -1,9 +1,10 @@
-//! The helper that puts a server's variable back for a run that is dead: the watchdog and `thaw` start it.
+//! The helper that puts back what a dead run changed in a server: the watchdog and `thaw` start it.
 //!
-//! It reads one [`Undo::ServerVariable`] as a line of JSON from standard input and answers with a line `Result<(), String>`:
-//! `Ok` when the variable is back, or the server has been restarted or is gone. See [`os::undo::SERVER_VARIABLE_ROLE`].
+//! It reads one [`Undo::ServerVariable`] or [`Undo::ServerExchange`] as a line of JSON from standard input and answers with a
+//! line `Result<(), String>`: `Ok` when the variable is back, or the server has been restarted or is gone; when the
+//! databases are as they were, or as they were restored. See [`os::undo::SERVER_ROLE`].
 //!
-//! Crash story: undoing twice is harmless, see [`super::variable`].
+//! Crash story: undoing twice is harmless, see [`super::variable`] and [`super::dump::undo_exchange`].
 
 use std::{
     ffi::OsString,
@@ -13,10 +14,10 @@ use std::{
 
 use model::undo::Undo;
 
-use super::variable;
+use super::{dump, variable};
 
 /// The role of this helper.
-pub const UNDO_ROLE: &str = os::undo::SERVER_VARIABLE_ROLE;
+pub const UNDO_ROLE: &str = os::undo::SERVER_ROLE;
 
 /// Plays the role to its end.
 #[must_use]
@@ -36,6 +37,9 @@ fn undo_one() -> Result<(), String> {
         Ok(undo @ Undo::ServerVariable { .. }) => {
             variable::perform(&undo).map_err(|failure| failure.in_full())
         }
-        Ok(_) | Err(_) => Err("was told something else than a server's variable".to_owned()),
+        Ok(undo @ Undo::ServerExchange { .. }) => {
+            dump::undo_exchange(&undo).map_err(|failure| failure.in_full())
+        }
+        Ok(_) | Err(_) => Err("was told something else than what is done to servers".to_owned()),
     }
 }

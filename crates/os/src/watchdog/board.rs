@@ -88,7 +88,8 @@ fn rank(undo: &Undo) -> u8 {
         | Undo::Unmount { .. }
         | Undo::RemoveLogicalVolume { .. }
         | Undo::DestroyZfsSnapshot { .. }
-        | Undo::ServerVariable { .. } => 1,
+        | Undo::ServerVariable { .. }
+        | Undo::ServerExchange { .. } => 1,
         Undo::Start { .. } => 2,
     }
 }

@@ -227,7 +227,7 @@ impl ServerTarget for LoadTarget<'_> {
     }
 
     fn ready(&mut self, _lies: &Lies<'_>) -> Result<Vec<Problem>, Failure> {
-        let back = recover(self.target)?;
+        let back = recover(self.target, &self.record.databases)?;
         // Seen here, it stops nobody's application for nothing.
         SwapPlan::new(self.root, &self.record.databases, &self.cut)?.refuse(self.root, self.target)?;
         let note = |name: String| {
@@ -255,6 +255,6 @@ impl ServerTarget for LoadTarget<'_> {
     fn check(&mut self) -> Result<Vec<Problem>, Failure> {
         let Some(Err(failure)) = self.exchanged.take().map(Exchanged::finish) else { return Ok(Vec::new()) };
         let what = format!("everything is loaded, but what was there is not dropped: {}", failure.in_full());
-        Ok(vec![Problem::new(Effect::Note, None, what, "the next restore drops it").of(&self.record.source)])
+        Ok(vec![Problem::new(Effect::Note, None, what, "`stillpoint thaw` drops it").of(&self.record.source)])
     }
 }

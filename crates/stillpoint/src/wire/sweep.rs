@@ -135,6 +135,12 @@ pub fn words(undo: &Undo) -> String {
         Undo::ServerVariable { access, variable, old, .. } => {
             format!("set {variable} of the server at {} back to {old}", access.address)
         }
+        Undo::ServerExchange { access, databases, .. } => format!(
+            "end the unfinished restore of the databases {} in the server at {}: what was there is put back, or dropped if \
+             the restore had finished",
+            databases.join(", "),
+            access.address
+        ),
     }
 }
 

@@ -3,11 +3,17 @@
 //! Crash story: what was loaded stays when we die; loading again is refused until those databases are dropped. On a
 //! private copy that is thrown away, which is no loss; [`super::SwapPlan`] loads into databases of its own.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use model::{
     port::{Failure, FailureKind, Journal},
     server::{Flavor, ServerAccess},
+    undo::{ProcessRef, Ticket, Undo},
 };
 use os::{command::Command, staging::Staging};
 
@@ -95,11 +101,33 @@ pub(super) fn exists(conn: &mut Connection, database: &str) -> Result<bool, Fail
     Ok(!rows(conn, &sql)?.is_empty())
 }
 
+/// How long a statement may take, and wait for others, while databases are exchanged or put back. Each is short by
+/// itself, so it is others who hold it up.
+pub(super) const STEP: Duration = Duration::from_secs(60);
+
 /// The vendor's client, and the files that it reads.
 pub(super) struct Client<'a> {
     root: &'a Path,
-    target: &'a Target<'a>,
-    staging: Staging,
+    access: &'a ServerAccess,
+    /// Nothing if an entry of a journal is being undone.
+    journal: Option<&'a Arc<dyn Journal>>,
+    /// Where its files lie.
+    dir: PathBuf,
+    staging: Option<Staging>,
+    last: Cell<Option<ProcessRef>>,
+    kept: Option<Kept<'a>>,
+}
+
+/// An entry for one process after the other. Dropping it crosses it off.
+struct Kept<'a> {
+    journal: &'a Arc<dyn Journal>,
+    ticket: Ticket,
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        self.journal.done(self.ticket);
+    }
 }
 
 impl<'a> Client<'a> {
@@ -109,8 +137,40 @@ impl<'a> Client<'a> {
     /// If they cannot be read or written.
     pub(super) fn new(root: &'a Path, target: &'a Target<'a>) -> Result<Self, Failure> {
         let staging = Staging::create(target.journal, target.staging, "load")?;
-        tool::option_file(target.access, staging.path(), "")?;
-        Ok(Self { root, target, staging })
+        let client = Self::at(root, target.access, staging.path().to_owned(), Some(target.journal))?;
+        Ok(Self { staging: Some(staging), ..client })
+    }
+
+    /// For undoing an entry of a journal, with files in a directory that the entry names.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub(super) fn undoing(access: &'a ServerAccess, dir: &Path) -> Result<Self, Failure> {
+        Self::at(Path::new("/"), access, dir.to_owned(), None)
+    }
+
+    fn at(
+        root: &'a Path,
+        access: &'a ServerAccess,
+        dir: PathBuf,
+        journal: Option<&'a Arc<dyn Journal>>,
+    ) -> Result<Self, Failure> {
+        tool::option_file(access, &dir, "")?;
+        Ok(Self { root, access, journal, dir, staging: None, last: Cell::default(), kept: None })
+    }
+
+    /// From here on it is not kept from running by a wish to stop, and none of its statements waits for long: what is
+    /// begun has to be ended, one way or the other. The last moment to heed such a wish.
+    ///
+    /// # Errors
+    /// If somebody has asked us to stop, or the journal cannot be written.
+    pub(super) fn go_through(&mut self) -> Result<(), Failure> {
+        if let (Some(journal), Some(process), None) = (self.journal, self.last.get(), &self.kept) {
+            // That process has ended: the entry is there to be amended.
+            let ticket = journal.intend(Undo::End { process }, None)?;
+            self.kept = Some(Kept { journal, ticket });
+        }
+        Ok(())
     }
 
     /// Another session, for questions and for the statements of our own.
@@ -118,8 +178,11 @@ impl<'a> Client<'a> {
     /// # Errors
     /// If the server cannot be reached.
     pub(super) fn connect(&self) -> Result<Connection, Failure> {
-        let mut conn = Connection::open(self.target.access, Duration::from_secs(30))?;
-        run(&mut conn, "SET SESSION sql_mode='', foreign_key_checks=0, lock_wait_timeout=60")?;
+        let mut conn = Connection::open(self.access, Duration::from_secs(30))?;
+        run(
+            &mut conn,
+            "SET SESSION sql_mode='', foreign_key_checks=0, lock_wait_timeout=60, wait_timeout=86400",
+        )?;
         if conn.version().flavor == Flavor::MariaDb {
             run(&mut conn, "SET SESSION max_statement_time=0")?;
         }
@@ -139,7 +202,7 @@ impl<'a> Client<'a> {
         let needed = (index.longest_statement + 1024).next_multiple_of(1024).min(1 << 30);
         let what = format!(
             "the server at {} takes statements of {most} bytes, and the dump has one of {}",
-            self.target.access.address, index.longest_statement
+            self.access.address, index.longest_statement
         );
         let remedy =
             format!("SET GLOBAL max_allowed_packet = {needed}, and set it back to {most} after the restore");
@@ -159,7 +222,7 @@ impl<'a> Client<'a> {
     /// # Errors
     /// What the client says.
     pub(super) fn text(&self, sql: &[u8], database: &str) -> Result<(), Failure> {
-        let path = self.staging.path().join("statements.sql");
+        let path = self.dir.join("statements.sql");
         let written = super::create(&path).and_then(|mut file| std::io::Write::write_all(&mut file, sql));
         written.map_err(|error| {
             Failure::new(FailureKind::Other, format!("{} cannot be written", path.display()), "")
@@ -173,12 +236,17 @@ impl<'a> Client<'a> {
     /// # Errors
     /// What the client says.
     pub(super) fn path(&self, path: &Path, database: &str) -> Result<(), Failure> {
-        let programs: &[&str] = match self.target.access.flavor {
+        let programs: &[&str] = match self.access.flavor {
             Flavor::MariaDb => &["mariadb", "mysql"],
             Flavor::MySql => &["mysql", "mariadb"],
         };
-        let options = self.staging.path().join("options.cnf");
-        let ended = tool::run(self.target.journal, programs, |command: Command| {
+        let options = self.dir.join("options.cnf");
+        let entry = match (self.journal, &self.kept) {
+            (Some(journal), None) => tool::Entry::Own(journal),
+            (Some(journal), Some(kept)) => tool::Entry::Kept(journal, kept.ticket),
+            (None, _) => tool::Entry::Undoing,
+        };
+        let (ended, process) = tool::run_under(&entry, programs, |command: Command| {
             let mut defaults = std::ffi::OsString::from("--defaults-file=");
             defaults.push(&options);
             let command = command.reads(path).arg(defaults).args([
@@ -186,15 +254,20 @@ impl<'a> Client<'a> {
                 "--max-allowed-packet=1G",
                 "--binary-mode",
             ]);
+            let command = match entry {
+                tool::Entry::Own(_) => command,
+                tool::Entry::Kept(..) | tool::Entry::Undoing => command.arg(bounds(self.access.flavor)),
+            };
             if database.is_empty() { command } else { command.arg(format!("--database={database}")) }
         })?;
+        self.last.set(Some(process));
         if ended.is_success() {
             return Ok(());
         }
         let what = format!(
             "{} cannot be loaded into the server at {}: {}",
             path.display(),
-            self.target.access.address,
+            self.access.address,
             ended.in_short()
         );
         Err(Failure::new(
@@ -239,6 +312,17 @@ impl<'a> Client<'a> {
     /// # Errors
     /// If something is left.
     pub(super) fn end(self) -> Result<(), Failure> {
-        Ok(self.staging.release()?)
+        Ok(self.staging.map_or(Ok(()), Staging::release)?)
     }
+}
+
+/// Has the client bound its statements, see [`STEP`].
+fn bounds(flavor: Flavor) -> String {
+    let seconds = STEP.as_secs();
+    let more = match flavor {
+        Flavor::MariaDb => format!(", max_statement_time={seconds}"),
+        // It has no such thing for what is not a SELECT.
+        Flavor::MySql => String::new(),
+    };
+    format!("--init-command=SET SESSION lock_wait_timeout={seconds}{more}")
 }

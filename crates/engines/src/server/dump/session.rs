@@ -79,7 +79,19 @@ pub(super) fn utf8(conn: &mut Connection) -> Result<(), ServerError> {
 /// # Errors
 /// What the server says.
 pub(super) fn bound(conn: &mut Connection, within: Duration) -> Result<(), ServerError> {
-    let (millis, seconds) = (within.as_millis().max(1), within.as_secs().max(1));
+    bound_apart(conn, within, within)
+}
+
+/// The same, but nobody is waited for longer than `waiting`, where that can be told apart.
+///
+/// # Errors
+/// What the server says.
+pub(super) fn bound_apart(
+    conn: &mut Connection,
+    within: Duration,
+    waiting: Duration,
+) -> Result<(), ServerError> {
+    let (millis, seconds) = (within.as_millis().max(1), waiting.as_secs().max(1));
     let sql = match conn.version().flavor {
         Flavor::MariaDb => format!(
             "SET SESSION max_statement_time={}.{:03}, lock_wait_timeout={seconds}",

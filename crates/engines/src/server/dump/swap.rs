@@ -11,15 +11,21 @@
 //! Nobody should write meanwhile: stop the application before. Grants stay as they are. Foreign keys between databases
 //! would stay with the tables that are moved away: they are looked for first, and refused.
 //!
-//! Crash story: every state is told by the server itself. Until the `RENAME` the live tables are there; after it the new
-//! ones are, and the old ones wait in their database. [`recover`] finds both databases after a crash and puts back what
-//! was there, unless `finish` had begun: then it drops the rest.
+//! Before step 1, and again before step 2, the databases are shown to be free: whoever holds their tables, or the tables
+//! that the server keeps programs in, would hold us up half-way. From step 2 on no statement takes longer than
+//! [`STEP`], and a wish to stop is heeded only when all is as it was.
+//!
+//! Crash story: an [`Undo::ServerExchange`] is journalled before step 1 and crossed off when what was there is back or
+//! dropped. Every state is told by the server itself. Until the `RENAME` the live tables are there; after it the new
+//! ones are, and the old ones wait in their database. [`super::recover`] finds both databases after a crash and puts back
+//! what was there, unless `finish` had begun: then it drops the rest.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc, time::Duration};
 
 use model::{
     id::CutId,
-    port::{Failure, FailureKind},
+    port::{Failure, FailureKind, Journal},
+    undo::{Ticket, Undo},
 };
 
 use super::{
@@ -28,18 +34,23 @@ use super::{
     files::read_index,
     layout::DumpedDatabase,
     literal::{name, string},
-    load::{Client, Loaded, Target, exists},
-    obstacles::refuse_foreign_keys,
+    load::{Client, Loaded, STEP, Target, exists},
+    obstacles::{programs_are_free, prove_free, refuse_foreign_keys},
     programs, session,
-    session::{rows, run},
+    session::{bound, bound_apart, rows, run},
+    tool::VERY_LONG,
 };
 
-const OLD: &str = "stillpoint_old_";
-const NEW: &str = "stillpoint_new_";
+pub(super) const OLD: &str = "stillpoint_old_";
+pub(super) const NEW: &str = "stillpoint_new_";
 /// In an old database: what is to be put back besides tables.
 const STATE: &str = "stillpoint_state";
 /// Moves from the new to the old database with the tables.
 const MARKER: &str = "stillpoint_marker";
+/// How long dropping a database of any size may take.
+const DROPPING: Duration = Duration::from_secs(600);
+/// What one table of many may add to the time of a `RENAME`.
+const EACH_TABLE: Duration = Duration::from_millis(50);
 
 /// What a restore in place does, as a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,20 +60,29 @@ pub struct SwapPlan {
 
 /// One database and what stands beside it meanwhile.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Names {
-    live: String,
-    old: String,
-    new: String,
+pub(super) struct Names {
+    pub(super) live: String,
+    pub(super) old: String,
+    pub(super) new: String,
 }
 
 impl Names {
     fn of(live: &str, cut: &CutId) -> Self {
         let tag = cut.as_str().rsplit('-').next().unwrap_or_default();
-        // Names of databases have 64 characters at the most.
-        let short: String = live.chars().take(64 - OLD.len() - tag.len() - 1).collect();
-        let of = |prefix: &str| format!("{prefix}{tag}_{short}");
+        let of = |prefix: &str| format!("{prefix}{tag}_{}", shortened(live, tag));
         Self { live: live.to_owned(), old: of(OLD), new: of(NEW) }
     }
+
+    /// Whether `beside`, the name of an old or a new database without its prefix, is of one of these.
+    pub(super) fn is_of(beside: &str, live: &[String]) -> bool {
+        let Some((tag, short)) = beside.split_once('_') else { return false };
+        live.iter().any(|name| shortened(name, tag) == short)
+    }
+}
+
+/// Names of databases have 64 characters at the most.
+fn shortened(live: &str, tag: &str) -> String {
+    live.chars().take(64_usize.saturating_sub(OLD.len() + tag.len() + 1)).collect()
 }
 
 impl SwapPlan {
@@ -126,8 +146,17 @@ impl SwapPlan {
         client.refuse_long_statements(&mut conn, &index)?;
         self.refuse_leftovers(&mut conn)?;
         refuse_foreign_keys(&mut conn, &self.live())?;
-        let mut exchanged =
-            Exchanged { client, conn, names: self.databases.clone(), loaded: Loaded::default(), open: true };
+        prove_free(&mut conn, &self.live())?;
+        // Counting rows takes as long as it takes.
+        bound_apart(&mut conn, VERY_LONG, STEP)?;
+        let undo = Undo::ServerExchange {
+            access: target.access.clone(),
+            databases: self.live().into_iter().map(str::to_owned).collect(),
+            staging: target.staging.to_owned(),
+        };
+        let entry = (target.journal, target.journal.intend(undo, None)?);
+        let (names, loaded) = (self.databases.clone(), Loaded::default());
+        let mut exchanged = Exchanged { client, conn, names, loaded, entry, open: true };
         let done =
             exchanged.load_beside(&index.databases).and_then(|()| exchanged.exchange(&index.databases));
         match done {
@@ -139,6 +168,8 @@ impl SwapPlan {
                         "{failure}. Besides, what was there could not be put back: {}",
                         worse.in_full()
                     ),
+                    remedy: "run `stillpoint thaw` as root once nobody holds the tables: it puts back what was there"
+                        .to_owned(),
                     ..failure
                 },
             }),
@@ -164,6 +195,7 @@ pub struct Exchanged<'a> {
     conn: Connection,
     names: Vec<Names>,
     loaded: Loaded,
+    entry: (&'a Arc<dyn Journal>, Ticket),
     open: bool,
 }
 
@@ -177,34 +209,56 @@ impl Exchanged<'_> {
     /// Drops what was there before. From here on nothing is put back any more.
     ///
     /// # Errors
-    /// What the server says; [`recover`] drops the rest.
+    /// What the server says; [`super::recover`] drops the rest.
     pub fn finish(mut self) -> Result<(), Failure> {
         self.open = false;
-        for names in &self.names {
-            run(&mut self.conn, &format!("UPDATE {}.{STATE} SET done = 1", name(&names.old)))?;
+        self.be_connected()?;
+        // One statement, so that none of them is put back while others are not.
+        let all = self.names.iter().enumerate();
+        let (tables, sets): (Vec<String>, Vec<String>) = all
+            .map(|(n, names)| (format!("{}.{STATE} s{n}", name(&names.old)), format!("s{n}.done = 1")))
+            .unzip();
+        if !tables.is_empty() {
+            run(&mut self.conn, &format!("UPDATE {} SET {}", tables.join(", "), sets.join(", ")))?;
         }
         for names in &self.names {
             drop_both(&mut self.conn, names)?;
         }
+        self.cross_off();
         Ok(())
+    }
+
+    /// A session may be lost while others are served.
+    fn be_connected(&mut self) -> Result<(), Failure> {
+        if self.conn.is_broken() || run(&mut self.conn, "DO 0").is_err() {
+            self.conn = self.client.connect()?;
+        }
+        Ok(bound(&mut self.conn, STEP)?)
+    }
+
+    fn cross_off(&self) {
+        let (journal, ticket) = &self.entry;
+        journal.done(*ticket);
     }
 
     /// Exchanges again: what was there before is live.
     ///
     /// # Errors
-    /// What the server says; [`recover`] tries again.
+    /// What the server says; [`super::recover`] tries again.
     pub fn put_back(mut self) -> Result<(), Failure> {
         self.undo()
     }
 
     fn undo(&mut self) -> Result<(), Failure> {
         self.open = false;
+        self.be_connected()?;
         // Tables first, all of them; then the programs, which may refer to any.
         let steps: Vec<Names> = self.names.clone();
         put_tables_back(&mut self.conn, &steps)?;
         for names in &steps {
             put_programs_back(&mut self.conn, &self.client, names)?;
         }
+        self.cross_off();
         Ok(())
     }
 
@@ -227,6 +281,8 @@ impl Exchanged<'_> {
         let live: Vec<&str> = self.names.iter().map(|names| names.live.as_str()).collect();
         // Again, for what was loaded: its tables may refer to another of these databases.
         refuse_foreign_keys(&mut self.conn, &live)?;
+        prove_free(&mut self.conn, &live)?;
+        self.client.go_through()?;
         for names in &self.names {
             save(&mut self.conn, names)?;
         }
@@ -237,7 +293,7 @@ impl Exchanged<'_> {
             moves.extend(all_moves(&mut self.conn, &names.new, &names.live)?);
             moves.push(rename(&names.new, MARKER, &names.old));
         }
-        run(&mut self.conn, &format!("RENAME TABLE {}", moves.join(", ")))?;
+        rename_all(&mut self.conn, &moves)?;
         for names in &self.names {
             drop_programs(&mut self.conn, &names.live)?;
             if let Some(database) = databases.iter().find(|d| d.name == names.live) {
@@ -266,46 +322,8 @@ impl Drop for Exchanged<'_> {
     }
 }
 
-/// Puts back what restores that died have left beside the live databases of a server, or drops it if they had finished.
-/// Returns the names of the live databases.
-///
-/// # Errors
-/// What the server says.
-pub fn recover(target: &Target<'_>) -> Result<Vec<String>, Failure> {
-    let nowhere = Path::new("/");
-    let client = Client::new(nowhere, target)?;
-    let mut conn = client.connect()?;
-    let mut found = Vec::new();
-    for old in left_behind(&mut conn, OLD)? {
-        let new = format!("{NEW}{}", old.trim_start_matches(OLD));
-        let Some((live, done)) = state(&mut conn, &old)? else {
-            // Made, and nothing else yet; or dropped in part, after the end.
-            drop_both(&mut conn, &Names { live: String::new(), old, new })?;
-            continue;
-        };
-        let names = Names { live: live.clone(), old, new };
-        if done {
-            drop_both(&mut conn, &names)?;
-        } else {
-            put_tables_back(&mut conn, std::slice::from_ref(&names))?;
-            put_programs_back(&mut conn, &client, &names)?;
-        }
-        found.push(live);
-    }
-    for new in left_behind(&mut conn, NEW)? {
-        run(&mut conn, &format!("DROP DATABASE IF EXISTS {}", name(&new)))?;
-    }
-    client.end()?;
-    Ok(found)
-}
-
-fn left_behind(conn: &mut Connection, prefix: &str) -> Result<Vec<String>, Failure> {
-    let all = rows(conn, "SELECT SCHEMA_NAME FROM information_schema.SCHEMATA")?;
-    Ok(all.iter().map(|row| row.text(0)).filter(|name| name.starts_with(prefix)).collect())
-}
-
 /// The live name, and whether the end had begun.
-fn state(conn: &mut Connection, old: &str) -> Result<Option<(String, bool)>, Failure> {
+pub(super) fn state(conn: &mut Connection, old: &str) -> Result<Option<(String, bool)>, Failure> {
     if !base_tables(conn, old)?.iter().any(|table| table == STATE) {
         return Ok(None);
     }
@@ -354,7 +372,7 @@ fn save(conn: &mut Connection, names: &Names) -> Result<(), Failure> {
 }
 
 /// Undoes step 3, if it was done.
-fn put_tables_back(conn: &mut Connection, steps: &[Names]) -> Result<(), Failure> {
+pub(super) fn put_tables_back(conn: &mut Connection, steps: &[Names]) -> Result<(), Failure> {
     let mut moves = Vec::new();
     for names in steps {
         let is_exchanged = base_tables(conn, &names.old)?.iter().any(|table| table == MARKER);
@@ -365,11 +383,23 @@ fn put_tables_back(conn: &mut Connection, steps: &[Names]) -> Result<(), Failure
             moves.push(rename(&names.old, MARKER, &names.new));
         }
     }
-    if moves.is_empty() { Ok(()) } else { Ok(run(conn, &format!("RENAME TABLE {}", moves.join(", ")))?) }
+    if moves.is_empty() { Ok(()) } else { rename_all(conn, &moves) }
+}
+
+/// As a whole or not at all.
+fn rename_all(conn: &mut Connection, moves: &[String]) -> Result<(), Failure> {
+    let within = STEP + EACH_TABLE * u32::try_from(moves.len()).unwrap_or(u32::MAX);
+    bound_apart(conn, within, STEP)?;
+    conn.run(&format!("RENAME TABLE {}", moves.join(", ")), within + STEP)?;
+    Ok(bound(conn, STEP)?)
 }
 
 /// Makes the live programs as they were, and removes what stood beside.
-fn put_programs_back(conn: &mut Connection, client: &Client<'_>, names: &Names) -> Result<(), Failure> {
+pub(super) fn put_programs_back(
+    conn: &mut Connection,
+    client: &Client<'_>,
+    names: &Names,
+) -> Result<(), Failure> {
     if state(conn, &names.old)?.is_some() {
         let asked = format!("SELECT programs, existed, collation FROM {}.{STATE}", name(&names.old));
         let row = conn.row(&asked, session::UNHURRIED)?;
@@ -379,15 +409,26 @@ fn put_programs_back(conn: &mut Connection, client: &Client<'_>, names: &Names) 
             run(conn, &format!("ALTER DATABASE {} COLLATE {}", name(&names.live), row.text(2)))?;
             client.text(row.bytes(0).unwrap_or_default(), &names.live)?;
         } else {
-            run(conn, &format!("DROP DATABASE IF EXISTS {}", name(&names.live)))?;
+            drop_database(conn, &names.live)?;
         }
     }
     drop_both(conn, names)
 }
 
-fn drop_both(conn: &mut Connection, names: &Names) -> Result<(), Failure> {
-    run(conn, &format!("DROP DATABASE IF EXISTS {}", name(&names.new)))?;
-    Ok(run(conn, &format!("DROP DATABASE IF EXISTS {}", name(&names.old)))?)
+pub(super) fn drop_both(conn: &mut Connection, names: &Names) -> Result<(), Failure> {
+    drop_database(conn, &names.new)?;
+    drop_database(conn, &names.old)
+}
+
+/// Takes its time, but does not wait for others any longer than all else.
+pub(super) fn drop_database(conn: &mut Connection, database: &str) -> Result<(), Failure> {
+    if !exists(conn, database)? {
+        return Ok(());
+    }
+    programs_are_free(conn, database)?;
+    bound_apart(conn, DROPPING, STEP)?;
+    conn.run(&format!("DROP DATABASE IF EXISTS {}", name(database)), DROPPING + STEP)?;
+    Ok(bound(conn, STEP)?)
 }
 
 /// All tables and sequences of a database but ours.
@@ -404,7 +445,7 @@ fn rename(from: &str, table: &str, to: &str) -> String {
     format!("{}.{} TO {}.{}", name(from), name(table), name(to), name(table))
 }
 
-fn base_tables(conn: &mut Connection, database: &str) -> Result<Vec<String>, Failure> {
+pub(super) fn base_tables(conn: &mut Connection, database: &str) -> Result<Vec<String>, Failure> {
     let catalog = Catalog::read(conn, &[database.to_owned()])?;
     Ok(catalog.tables.into_iter().filter(|table| table.kind != Kind::View).map(|table| table.name).collect())
 }

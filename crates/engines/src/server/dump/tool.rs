@@ -16,7 +16,7 @@ use model::{
     pathtext,
     port::{Failure, FailureKind, Journal},
     server::{Flavor, ServerAccess, ServerAddress},
-    undo::Undo,
+    undo::{ProcessRef, Ticket, Undo},
 };
 use os::command::{Command, CommandError, Outcome};
 
@@ -77,6 +77,16 @@ pub(crate) fn quoted(value: &str) -> String {
     text
 }
 
+/// Where it stands that a program is to be ended if we die.
+pub(crate) enum Entry<'a> {
+    /// In an entry of its own, which is refused once somebody has asked us to stop.
+    Own(&'a Arc<dyn Journal>),
+    /// In an entry that is there already and is never refused.
+    Kept(&'a Arc<dyn Journal>, Ticket),
+    /// Nowhere: it undoes an entry, which stays until that is done and may be done twice.
+    Undoing,
+}
+
 /// Runs the first of these programs that there is, to its end.
 ///
 /// # Errors
@@ -86,6 +96,18 @@ pub(crate) fn run(
     programs: &[&str],
     set: impl Fn(Command) -> Command,
 ) -> Result<Outcome, Failure> {
+    run_under(&Entry::Own(journal), programs, set).map(|(outcome, _)| outcome)
+}
+
+/// The same, and which process it was.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn run_under(
+    entry: &Entry<'_>,
+    programs: &[&str],
+    set: impl Fn(Command) -> Command,
+) -> Result<(Outcome, ProcessRef), Failure> {
     let Some(program) = programs.iter().find_map(|name| installed(name)) else {
         let what = format!("{} is not installed", programs.join(" or "));
         return Err(Failure::new(FailureKind::Refused, what, "install the client programs of the server"));
@@ -95,10 +117,20 @@ pub(crate) fn run(
     };
     let command = set(Command::tool(&program).timeout(VERY_LONG));
     let mut running = command.gated().start().map_err(cannot)?;
-    let ticket = journal.intend(Undo::End { process: running.process() }, None)?;
+    let process = running.process();
+    let own = match entry {
+        Entry::Own(journal) => Some((journal, journal.intend(Undo::End { process }, None)?)),
+        Entry::Kept(journal, ticket) => {
+            journal.amend(*ticket, Undo::End { process }, None)?;
+            None
+        }
+        Entry::Undoing => None,
+    };
     let ended = running.open_gate().and_then(|()| running.wait());
-    journal.done(ticket);
-    ended.map_err(cannot)
+    if let Some((journal, ticket)) = own {
+        journal.done(ticket);
+    }
+    Ok((ended.map_err(cannot)?, process))
 }
 
 /// Where a program is, by `PATH`.
