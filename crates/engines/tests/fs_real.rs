@@ -243,6 +243,8 @@ fn nested_subvolumes_are_pinned_too() {
     create(&root.join("inner"));
     fs::write(root.join("outer file"), b"outer").unwrap();
     fs::write(root.join("inner/file"), b"inner").unwrap();
+    let facts = probe(&SourceId::new("directory", "x"), &root, &[], Path::new("/nonexistent"));
+    assert_eq!(facts.nested_subvolumes, [root.join("inner")]);
     let paper = Arc::new(Paper::default());
     let mut pinner = snapshot_pinner(&plan(&root), &disk.path(), &paper);
     pinned(&mut pinner, |harvest, vault, stillness| {

@@ -195,6 +195,13 @@ fn plan_directory(
         carved: carved(application, directory, facts),
         nested_mounts: found.nested_mounts.clone(),
     };
+    for inner in found.nested_mounts.iter().chain(&found.nested_subvolumes) {
+        plan.notes.push(format!(
+            "{source}: {} is a filesystem or a btrfs subvolume of its own: it is stored too, but a restore in place is \
+             refused while it is there",
+            crate::pathtext::show(inner)
+        ));
+    }
     let staging = found.staging.clone().unwrap_or_else(|| inventory.state());
     let (method, why) = directory_pin(found, tree, &snapshots(plan));
     plan.pins.push(PinPlan { source, method, staging, why });

@@ -58,6 +58,9 @@ pub struct DirectoryFacts {
     /// Mount points below the path: each is stored as part of the directory, pinned by its own means.
     #[serde(skip)]
     pub nested_mounts: Vec<PathBuf>,
+    /// Btrfs subvolumes below the path: each is stored as part of the directory, and none can be replaced along with it.
+    #[serde(skip)]
+    pub nested_subvolumes: Vec<PathBuf>,
     /// How many names a walk found, for the predicted stall.
     pub entries: u64,
     /// The volume that it lies on, if that makes snapshots of all it holds.

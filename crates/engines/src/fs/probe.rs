@@ -10,6 +10,7 @@ use std::{
 };
 
 use model::{
+    entry::Kind,
     id::SourceId,
     pathtext,
     plan::{DirectoryFacts, Refusal, TreePlan},
@@ -22,6 +23,9 @@ use os::{
 };
 
 use super::{scope::Scope, volume::volume_of};
+
+/// The inode of every subvolume's root, and of some names on other filesystems.
+const SUBVOLUME_ROOT: u64 = 256;
 
 /// Finds out what can be done with the directory `path`, of which `exclude` is left out. `state_staging` is where
 /// pinned copies go if they may go anywhere; it need not exist yet. What is wrong is said in
@@ -36,6 +40,7 @@ pub fn probe(source: &SourceId, path: &Path, exclude: &[String], state_staging: 
         reflink: false,
         staging: None,
         nested_mounts: Vec::new(),
+        nested_subvolumes: Vec::new(),
         entries: 0,
         volume: None,
         refusal: None,
@@ -57,7 +62,12 @@ fn look(facts: &mut DirectoryFacts, exclude: &[String], state_staging: &Path) ->
     facts.filesystem = mount.map(|m| m.filesystem.clone()).unwrap_or_default();
     facts.nested_mounts = nested(&mounts, &real);
     facts.volume = volume_of(&real);
-    facts.entries = count(&path, exclude)?;
+    let (entries, inner) = count(&path, exclude)?;
+    facts.entries = entries;
+    let is_inner = |inner: &PathBuf| {
+        *inner != real && mounts.at(inner).is_none() && is_subvolume(inner).is_ok_and(|is_one| is_one)
+    };
+    facts.nested_subvolumes = inner.into_iter().filter(is_inner).collect();
     let clones_into = places(&real, mount, state_staging).into_iter().find(|dir| clone_works(&real, dir));
     facts.reflink = clones_into.is_some();
     facts.subvolume = facts.reflink
@@ -91,18 +101,22 @@ fn nested(mounts: &Mounts, real: &Path) -> Vec<PathBuf> {
     below.map(|mount| mount.point.clone()).filter(|point| point.exists()).collect()
 }
 
-fn count(path: &Path, exclude: &[String]) -> Result<u64, Refusal> {
+/// How many names there are, and which of them may be btrfs subvolumes by their inode.
+fn count(path: &Path, exclude: &[String]) -> Result<(u64, Vec<PathBuf>), Refusal> {
     let plan =
         TreePlan { root: path.to_owned(), exclude: exclude.to_vec(), carved: vec![], nested_mounts: vec![] };
-    let mut names = 0;
+    let (mut names, mut inner) = (0, Vec::new());
     let counted = Scope::new(&plan).and_then(|scope| {
-        scope.each(&mut |_| {
+        scope.each(&mut |entry| {
             names += 1;
+            if entry.kind == Kind::Dir && entry.meta.inode == SUBVOLUME_ROOT {
+                inner.push(entry.path);
+            }
             ControlFlow::Continue(())
         })
     });
     match counted {
-        Ok(()) => Ok(names),
+        Ok(()) => Ok((names, inner)),
         Err(failure) => Err(Refusal { what: failure.what, remedy: failure.remedy }),
     }
 }

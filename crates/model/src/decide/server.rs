@@ -411,6 +411,7 @@ mod tests {
             reflink: true,
             staging: Some("/srv/staging".into()),
             nested_mounts: vec![],
+            nested_subvolumes: vec![],
             entries: 10,
             volume: Some(volume("/srv")),
             refusal: None,

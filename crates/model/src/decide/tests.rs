@@ -59,6 +59,7 @@ fn plain() -> Facts {
         reflink: false,
         staging: None,
         nested_mounts: vec![],
+        nested_subvolumes: vec![],
         entries: 1000,
         volume: None,
         refusal: None,
@@ -155,12 +156,17 @@ fn the_pin_follows_from_filesystem_and_journal() {
     assert_eq!(plan_of_clones.pins[3].staging, PathBuf::from("/srv"));
 
     facts.directories[1].nested_mounts = vec!["/srv/hydro/uploads/m".into()];
+    facts.directories[1].nested_subvolumes = vec!["/srv/hydro/uploads/s".into()];
     let mounted = plan(&facts);
     assert!(
         matches!(mounted.pins[3].method, PinMethod::TwoPassReflink(_)),
         "a snapshot would lose the mount"
     );
     assert!(mounted.pins[3].why.contains("mounted below"), "{}", mounted.pins[3].why);
+    for inner in ["/srv/hydro/uploads/m is", "/srv/hydro/uploads/s is"] {
+        let told = |note: &String| note.contains(inner) && note.contains("restore in place is refused");
+        assert!(mounted.notes.iter().any(told), "{:?}", mounted.notes);
+    }
 }
 
 #[test]
