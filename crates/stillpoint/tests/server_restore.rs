@@ -346,6 +346,11 @@ fn a_server_that_reaches_its_directories_through_links_comes_back_anywhere() {
     server.restart();
     assert_eq!(counts(&server, &tables), [200; 4]);
     assert!(fs::symlink_metadata(volume.path().join("data")).unwrap().is_symlink());
+
+    std::os::unix::fs::symlink("/nowhere/at/all", volume.path().join("data/gone")).unwrap();
+    let ran = site.run(["backup"]);
+    assert_eq!(ran.status(), Some(3), "{}{}", ran.out(), ran.err());
+    site.run(["show", "guestbook"]).expect_status(0).expect_text("data/gone").expect_text("incomplete");
     server.stop();
 }
 
