@@ -49,6 +49,8 @@ pub(super) struct Pinned {
     pub workers: Vec<Worker>,
     pub catalog: Catalog,
     pub before: Before,
+    /// Transactions that were prepared for two-phase commit at the cut.
+    pub prepared: usize,
     pub staging: Staging,
 }
 
@@ -192,9 +194,22 @@ impl DumpPin {
                 problems.push(Problem::note(beside, what));
             }
         }
+        problems.extend(self.prepared());
         problems.extend(self.loose(tables));
         problems.push(self.scope());
         problems
+    }
+
+    fn prepared(&self) -> Option<Problem> {
+        let count = self.pinned.prepared;
+        (count > 0).then(|| {
+            let what = format!(
+                "{count} transactions of the server were prepared (XA) and neither committed nor rolled back: a dump \
+                 cannot hold them"
+            );
+            let remedy = "see XA RECOVER; a server of its own is stored as files, which hold them";
+            Problem::weaker(&self.pinned.beside, what, remedy)
+        })
     }
 
     /// Tables that were read when others could write to them.

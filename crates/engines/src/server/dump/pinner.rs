@@ -149,6 +149,8 @@ impl DumpPinner {
                 format!("{}: a table was made or removed while the backup was being prepared", self.source);
             return Err(Failure::new(FailureKind::Busy, what, "try again"));
         }
+        // Whoever prepared them was promised that they can still be committed, and no dump can keep that.
+        let prepared = scout.rows("XA RECOVER", self.in_time(until)?)?.len();
         let tasks = tasks(&catalog);
         let mut workers: Vec<Worker> = share_out(tasks, crew.len())
             .into_iter()
@@ -172,6 +174,7 @@ impl DumpPinner {
             workers,
             catalog,
             before,
+            prepared,
             staging,
         }))
     }

@@ -41,7 +41,8 @@ pub fn undo_exchange(undo: &Undo) -> Result<(), Failure> {
     make(staging)?;
     let done = Client::undoing(access, staging).and_then(|client| recover_by(&client, databases));
     staging::remove(staging)?;
-    done.map(drop)
+    // What to do is the same whatever it is, and whoever undoes says it.
+    done.map(drop).map_err(|failure| Failure { remedy: String::new(), ..failure })
 }
 
 /// It may have gone with the run that is dead.

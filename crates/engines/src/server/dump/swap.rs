@@ -165,10 +165,11 @@ impl SwapPlan {
                 Ok(()) => failure,
                 Err(worse) => Failure {
                     what: format!(
-                        "{failure}. Besides, what was there could not be put back: {}",
-                        worse.in_full()
+                        "{failure}. Besides, what was there could not be put back: {}; `stillpoint thaw` does it once \
+                         nobody holds the tables",
+                        worse.what
                     ),
-                    remedy: "run `stillpoint thaw` as root once nobody holds the tables: it puts back what was there"
+                    remedy: "run `stillpoint thaw` as root, before the application is started again"
                         .to_owned(),
                     ..failure
                 },
