@@ -5,9 +5,11 @@
 
 use std::{
     fs::{self, DirBuilder},
-    io,
+    io::{self, ErrorKind},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use model::{inventory::Inventory, pathtext, port::Failure};
@@ -20,6 +22,9 @@ use crate::{
     exit::{Fault, Outcome},
     wire::inventory,
 };
+
+/// How long writers may go on after the end of the application that started them.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 
 /// The demo's world.
 pub struct World {
@@ -132,10 +137,23 @@ impl World {
     /// # Errors
     /// If something is left.
     pub fn remove(self) -> Outcome<()> {
-        let path = self.dir.path().to_owned();
-        self.dir.close().map_err(|error| {
-            let what = format!("{} cannot be removed", pathtext::show(&path));
-            Fault::io(what, "remove it by hand", error)
-        })
+        let path = self.dir.keep();
+        let begun = Instant::now();
+        loop {
+            match fs::remove_dir_all(&path) {
+                Ok(()) => return Ok(()),
+                // Writers see the end of their pipe a moment after the application was ended, and may still make
+                // a file meanwhile.
+                Err(error)
+                    if error.kind() == ErrorKind::DirectoryNotEmpty && begun.elapsed() < LAST_WRITES =>
+                {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => {
+                    let what = format!("{} cannot be removed", pathtext::show(&path));
+                    return Err(Fault::io(what, "remove it by hand", error));
+                }
+            }
+        }
     }
 }
