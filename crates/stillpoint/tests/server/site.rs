@@ -66,7 +66,7 @@ impl ServerSite {
     }
 
     fn made(kind: Kind, rocksdb: bool, change: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Self {
-        let volume = Volume::new(kind.filesystem(), 6 << 30, Path::new(env!("CARGO_TARGET_TMPDIR")));
+        let volume = Volume::new(kind.filesystem(), 16 << 30, Path::new(env!("CARGO_TARGET_TMPDIR")));
         let all = volume.directory("all");
         let server = change(PrivateServer::builder().directory(all.join("server"))).start();
         server.run([
@@ -108,7 +108,7 @@ impl ServerSite {
     pub fn clients(&self) -> [Latency; 2] {
         let opts = self.server.opts();
         [Workload::InnoDb, Workload::MyIsam]
-            .map(|work| Latency::start(&opts, work, 2, Duration::from_millis(2)))
+            .map(|work| Latency::start(&opts, work, 2, Duration::from_millis(10)))
     }
 
     /// Runs `backup --json`.
