@@ -124,12 +124,15 @@ fn clone(seen: &Seen) -> Seen {
 }
 
 /// The sources of all public packages that this program is built from, as the registry's client unpacked them.
+/// Only this platform's are looked at: a machine that has built this program need not have any other's.
 fn public_sources() -> PathBuf {
+    let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let metadata = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--offline", "--locked"])
+        .args(["metadata", "--format-version", "1", "--locked", "--filter-platform", &platform])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo metadata");
+    assert!(metadata.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&metadata.stderr));
     let value: serde_json::Value = serde_json::from_slice(&metadata.stdout).expect("JSON");
     let packages = value["packages"].as_array().expect("packages");
     let sqlite = packages.iter().find(|package| package["name"] == "libsqlite3-sys").expect("a dependency");
