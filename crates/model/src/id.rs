@@ -114,6 +114,12 @@ text_id!(
     }
 );
 text_id!(
+    /// A stretch of a log without a hole, named like a cut: when it was begun and 6 random hexadecimal digits.
+    EpochId, "epoch id", "yyyymmddThhmmssZ-hhhhhh", |t| {
+        t.len() == 23 && t.is_char_boundary(17) && t[..17].ends_with("Z-") && is_hex(&t[17..], &[6])
+    }
+);
+text_id!(
     /// A stored backup: the id of its restic snapshot, 64 hexadecimal digits.
     BackupId, "backup id", "64 hexadecimal digits", |t| is_hex(t, &[64])
 );
@@ -132,6 +138,15 @@ impl BackupId {
 
 impl CutId {
     /// The id of a cut taken at `time`, told apart from others of the same second by `random`.
+    #[must_use]
+    pub fn at(time: jiff::Timestamp, random: [u8; 3]) -> Self {
+        let stamp = time.strftime("%Y%m%dT%H%M%SZ");
+        Self(format!("{stamp}-{:02x}{:02x}{:02x}", random[0], random[1], random[2]))
+    }
+}
+
+impl EpochId {
+    /// The id of an epoch begun at `time`, told apart from others of the same second by `random`.
     #[must_use]
     pub fn at(time: jiff::Timestamp, random: [u8; 3]) -> Self {
         let stamp = time.strftime("%Y%m%dT%H%M%SZ");

@@ -13,6 +13,7 @@ pub mod history;
 pub mod id;
 pub mod inventory;
 pub mod known;
+pub mod logs;
 pub mod pathtext;
 pub mod plan;
 pub mod port;

@@ -101,7 +101,7 @@ pub struct ServerVersion {
 }
 
 /// A place in a binary log: all of its bytes before `offset`, and all files before it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BinlogPosition {
     /// Name of the file without its directory, such as `binlog.000042`.
     pub file: String,
