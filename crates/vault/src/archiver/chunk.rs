@@ -54,7 +54,7 @@ impl Chunking {
             polynomial: config.poly()?,
             mask: (config.chunk_size() as u64).next_power_of_two() - 1,
             min: config.chunk_min_size().max(WINDOW),
-            max: config.chunk_max_size(),
+            max: config.chunk_max_size().max(config.chunk_min_size()).max(WINDOW),
             fixed,
         })
     }

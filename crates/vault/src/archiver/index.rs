@@ -123,11 +123,6 @@ impl Index {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many blobs there are.
-    pub(crate) fn len(&self) -> usize {
-        self.inner().entries.len()
-    }
-
     /// Notes which packs exist, with their sizes in bytes; all others do not.
     pub(crate) fn note_packs(&self, there: &[(Name, u64)]) {
         let mut inner = self.inner();
@@ -189,7 +184,8 @@ impl Index {
     pub(crate) fn claim(&self, tpe: BlobType, name: &Name) -> Claim {
         let mut inner = self.inner();
         let tree = if tpe == BlobType::Tree { TREE } else { 0 };
-        let pending = Entry { name: *name, pack: PENDING | tree, spot: Spot { offset: 0, length: 0, raw: 0 } };
+        let pending =
+            Entry { name: *name, pack: PENDING | tree, spot: Spot { offset: 0, length: 0, raw: 0 } };
         let Some(place) = inner.find(tpe, name) else {
             return Claim::Mine(inner.push(pending));
         };

@@ -124,7 +124,10 @@ mod tests {
         let content = IndexContent { packs: vec![record], ..IndexContent::default() };
         let json = serde_json::to_string(&content).unwrap();
         assert!(json.starts_with("{\"packs\":[{\"id\":\""), "{json}");
-        assert!(json.contains("\"type\":\"data\",\"offset\":100,\"length\":50,\"uncompressed_length\":99}"), "{json}");
+        assert!(
+            json.contains("\"type\":\"data\",\"offset\":100,\"length\":50,\"uncompressed_length\":99}"),
+            "{json}"
+        );
         assert!(json.contains("\"length\":100}"), "{json}");
         let again: rustic_core::repofile::IndexFile = serde_json::from_str(&json).unwrap();
         assert_eq!(again.packs[0].blobs.len(), 2);

@@ -74,7 +74,12 @@ impl Large {
     ///
     /// # Errors
     /// If it cannot be read; then there is none left either.
-    pub(crate) fn claim(&self, roller: &mut Roller, max: usize, buffer: &mut Vec<u8>) -> Result<Option<Piece>, Fault> {
+    pub(crate) fn claim(
+        &self,
+        roller: &mut Roller,
+        max: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<Piece>, Fault> {
         let mut cursor = lock(&self.cursor);
         let from = *cursor;
         if from >= self.size {
@@ -92,6 +97,7 @@ impl Large {
                     *lock(&self.cursor) = self.size;
                     self.lose(1);
                 })?;
+                self.source.forget(from, to - from);
                 Ok(Some(piece))
             }
             Cutting::Content => {
@@ -99,14 +105,22 @@ impl Large {
                     *cursor = self.size;
                     self.lose(0);
                 })?;
-                *cursor = from + cut.last().map_or(0, |end| *end as u64);
+                let length = cut.last().map_or(0, |end| *end as u64);
+                *cursor = from + length;
+                self.source.forget(from, length);
                 Ok(Some(Piece { number: self.issue(*cursor), ends: cut }))
             }
         }
     }
 
     /// Reads on from here until there is at least one cut.
-    fn find_cuts(&self, roller: &mut Roller, max: usize, buffer: &mut Vec<u8>, from: u64) -> Result<Vec<usize>, Fault> {
+    fn find_cuts(
+        &self,
+        roller: &mut Roller,
+        max: usize,
+        buffer: &mut Vec<u8>,
+        from: u64,
+    ) -> Result<Vec<usize>, Fault> {
         let mut to = (from + PIECE).min(self.size);
         self.read(buffer, from, to)?;
         let mut ends = Vec::new();

@@ -203,7 +203,8 @@ impl Job<'_> {
                 board.fail(RepositoryError::Damaged { what: "the archiver gave up".into() });
             }
             // A worker that panics has failed the board.
-            let left: Vec<_> = workers.into_iter().filter_map(|worker| worker.join().ok().flatten()).collect();
+            let left: Vec<_> =
+                workers.into_iter().filter_map(|worker| worker.join().ok().flatten()).collect();
             (taken, left)
         });
         taken?;

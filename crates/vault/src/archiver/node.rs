@@ -115,6 +115,7 @@ impl StoredNode {
     fn points_to(&self, target: &Path) -> bool {
         use base64::{Engine, engine::general_purpose::STANDARD};
         let linktarget_raw = self.linktarget_raw.as_ref().and_then(|raw| STANDARD.decode(raw).ok());
-        NodeType::Symlink { linktarget: self.linktarget.clone(), linktarget_raw } == NodeType::from_link(target)
+        NodeType::Symlink { linktarget: self.linktarget.clone(), linktarget_raw }
+            == NodeType::from_link(target)
     }
 }

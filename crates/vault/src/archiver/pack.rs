@@ -116,9 +116,7 @@ impl Packer {
         };
         self.scratch.clear();
         self.scratch.reserve(zstd::zstd_safe::compress_bound(plain.len()));
-        compressor
-            .compress_to_buffer(plain, &mut self.scratch)
-            .map_err(|error| uncompressible(&error))?;
+        compressor.compress_to_buffer(plain, &mut self.scratch).map_err(|error| uncompressible(&error))?;
         Ok(self.scratch.len() < plain.len())
     }
 }

@@ -46,7 +46,10 @@ impl Open {
             self.json.push(b',');
         }
         serde_json::to_writer(&mut self.json, node).map_err(|error| RepositoryError::Damaged {
-            what: format!("{} cannot be written into its directory: {error}", self.path.join(node.name()).display()),
+            what: format!(
+                "{} cannot be written into its directory: {error}",
+                self.path.join(node.name()).display()
+            ),
         })
     }
 }
@@ -78,7 +81,9 @@ impl<'a, 'b> Trees<'a, 'b> {
     pub(crate) fn add(&mut self, entry: &Entry, content: &[Place]) -> Result<(), RepositoryError> {
         let Some(parent) = entry.path.parent() else { return Ok(()) };
         self.go_to(parent)?;
-        let Some(mut node) = node::node(entry, self.job.feed.ctime(entry), &self.names) else { return Ok(()) };
+        let Some(mut node) = node::node(entry, self.job.feed.ctime(entry), &self.names) else {
+            return Ok(());
+        };
         match entry.kind {
             Kind::Dir => self.open.push(Open::new(&entry.path, Some(node))),
             Kind::File => {

@@ -281,7 +281,9 @@ struct Worker<'a, 'b> {
 impl Worker<'_, '_> {
     fn run(&mut self, places: Range<usize>) -> Result<(), RepositoryError> {
         for place in places {
-            let Some(entry) = self.job.feed.entry(place).filter(|entry| entry.kind == Kind::File) else { continue };
+            let Some(entry) = self.job.feed.entry(place).filter(|entry| entry.kind == Kind::File) else {
+                continue;
+            };
             if self.job.feed.is_stopped() {
                 return Ok(());
             }

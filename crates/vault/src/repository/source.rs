@@ -9,7 +9,8 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io,
+    io::{self, IoSliceMut},
+    num::NonZero,
     os::unix::fs::{FileExt, MetadataExt},
     path::Path,
     sync::{
@@ -24,9 +25,15 @@ use model::{
     known::Known,
     size::Bytes,
 };
-use rustix::fs::{Mode, OFlags};
+use rustix::{
+    fs::{Advice, Mode, OFlags},
+    io::{Errno, ReadWriteFlags},
+};
 
 use super::node;
+
+/// Files up to this size in bytes are in the page cache as a whole or not at all.
+const PAGE: u64 = 4096;
 
 /// Why an entry could not be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,6 +171,8 @@ pub(crate) struct Source {
     place: usize,
     content: Content,
     size: Bytes,
+    /// Nothing of it was in the page cache, and nothing is left there.
+    cold: bool,
 }
 
 enum Content {
@@ -223,6 +232,18 @@ fn open(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Whether the first, the middle and the last page of a file are not in the page cache. `RWF_NOWAIT` (Linux 4.14) reads
+/// only from there; filesystems that do not know it count as warm.
+fn is_cold(file: &File, size: u64) -> bool {
+    let Some(last) = size.checked_sub(1) else { return false };
+    let is_absent = |at: u64| {
+        let mut byte = [0];
+        let got = rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT);
+        got == Err(Errno::AGAIN)
+    };
+    is_absent(0) && (size <= PAGE || (is_absent(last / 2) && is_absent(last)))
+}
+
 fn stamp_of(file: &File) -> io::Result<Stamp> {
     let meta = file.metadata()?;
     let nanos = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
@@ -242,7 +263,30 @@ impl Source {
     pub(crate) fn open(feed: &Feed, place: usize) -> Result<Self, Fault> {
         let missing = || Fault { what: "it is not in the manifest".into(), remedy: "" };
         let entry = feed.entry(place).ok_or_else(missing)?;
-        Ok(Self { feed: feed.clone(), place, content: Content::open(entry)?, size: entry.meta.size })
+        let mut source = Self {
+            feed: feed.clone(),
+            place,
+            content: Content::open(entry)?,
+            size: entry.meta.size,
+            cold: false,
+        };
+        source.cold = source.file().is_some_and(|file| is_cold(file, source.size.0));
+        Ok(source)
+    }
+
+    fn file(&self) -> Option<&File> {
+        match &self.content {
+            Content::Inline => None,
+            Content::Pinned(file) | Content::Live(file, _) => Some(file),
+        }
+    }
+
+    /// Leaves nothing of this part in the page cache if nothing was there before: a backup reads everything once, and
+    /// what the applications need would have to make room. Without effect on the result.
+    pub(crate) fn forget(&self, from: u64, length: u64) {
+        if let Some(file) = self.file().filter(|_| self.cold) {
+            let _advice = rustix::fs::fadvise(file, from, NonZero::new(length), Advice::DontNeed);
+        }
     }
 
     /// Fills the buffer with what stands from this byte on.
@@ -265,7 +309,8 @@ impl Source {
     /// # Errors
     /// If it is not.
     pub(crate) fn finish(&self) -> Result<(), Fault> {
-        let (Content::Pinned(file) | Content::Live(file, _)) = &self.content else { return Ok(()) };
+        let Some(file) = self.file() else { return Ok(()) };
+        self.forget(0, 0);
         let more = loop {
             match file.read_at(&mut [0], self.size.0) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -278,7 +323,9 @@ impl Source {
             Err(error) => return Err(self.unreadable(&error, self.size.0)),
         }
         match &self.content {
-            Content::Live(file, stamp) if stamp_of(file).ok() != Some(*stamp) => Err(changed("while it was read")),
+            Content::Live(file, stamp) if stamp_of(file).ok() != Some(*stamp) => {
+                Err(changed("while it was read"))
+            }
             _ => Ok(()),
         }
     }

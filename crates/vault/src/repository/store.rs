@@ -6,12 +6,7 @@
 //! names. Another program may store at the same time under its own shared lock: at worst both store the same
 //! bytes twice.
 
-use std::{
-    collections::HashMap,
-    os::unix::fs::MetadataExt,
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::HashMap, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use jiff::Timestamp;
 use model::{
@@ -81,10 +76,12 @@ impl Repository {
             let lock = self.locks.take(LockKind::Shared)?;
             self.backend.forget();
             let opened = self.opened()?;
+            // Chosen before the index is read, which then has all of it.
+            let newest = self.newest()?;
             let alone = || self.locks.is_alone(&lock);
             let archiver = Archiver::begin(&self.backend, &self.locks.key, opened.config(), alone)?;
             let mut notes = Vec::new();
-            let parent = self.parent(&archiver, &mut notes)?;
+            let parent = newest.map(|(id, root)| (id, self.base(&archiver, root, &mut notes)));
             let written_before = self.backend.written();
             self.session = Some(Session {
                 lock,
@@ -99,23 +96,21 @@ impl Repository {
         self.session.as_mut().ok_or_else(no_session)
     }
 
-    /// The newest backup of ours, and what can be carried over from it.
-    fn parent(
-        &self,
-        archiver: &Archiver,
-        notes: &mut Vec<Problem>,
-    ) -> Result<Option<(SnapshotId, Base)>, RepositoryError> {
+    /// The newest backup of ours and its tree.
+    fn newest(&self) -> Result<Option<(SnapshotId, Name)>, RepositoryError> {
         let ours = self.snapshots()?.into_iter().filter_map(|listed| {
             let snapshot = listed.snapshot.ok()?;
             snapshot::record(&snapshot).map(|_| (listed.id, snapshot))
         });
-        let Some((id, newest)) = ours.max_by_key(|(id, snapshot)| (snapshot.time.timestamp(), *id)) else {
-            return Ok(None);
-        };
-        let root = Name::from_id(&newest.tree.into_inner());
+        let newest = ours.max_by_key(|(id, snapshot)| (snapshot.time.timestamp(), *id));
+        Ok(newest.map(|(id, snapshot)| (id.into(), Name::from_id(&snapshot.tree.into_inner()))))
+    }
+
+    /// What can be carried over from a stored tree; what of it cannot be read is noted.
+    fn base(&self, archiver: &Archiver, root: Name, notes: &mut Vec<Problem>) -> Base {
         let (base, unreadable) = archiver.base(&self.backend, &self.locks.key, root);
         notes.extend(unreadable.iter().map(|(path, error)| unreadable_parent(path, error)));
-        Ok(Some((id.into(), base)))
+        base
     }
 
     fn try_store_ahead(
@@ -144,7 +139,8 @@ impl Repository {
         let (archiver, bases) = (session.archiver.clone(), session.bases());
         let total = manifest.bytes();
         let feed = Feed::new(manifest, record_entries(cut)?, known_of(&bases));
-        let root = self.archive(&feed, &bases, (progress, Stage::Storing, total), |pass| archiver.store(pass))?;
+        let root =
+            self.archive(&feed, &bases, (progress, Stage::Storing, total), |pass| archiver.store(pass))?;
         drop(bases);
 
         progress.begin(Stage::Comparing, None);
