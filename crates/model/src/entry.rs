@@ -17,7 +17,7 @@ use crate::size::Bytes;
 pub const SETTLING: Duration = Duration::from_secs(1);
 
 /// What tells one content of a file from another without reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Stamp {
     /// Size in bytes.
     pub size: Bytes,

@@ -3,7 +3,7 @@
 //! Crash story: plain values, no effects.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     hash::{DefaultHasher, Hash, Hasher},
     path::Path,
 };
@@ -12,23 +12,32 @@ use crate::entry::Stamp;
 
 /// Stamps of the regular files of the parent backup, by path.
 ///
-/// Paths are kept as 64-bit hashes, so a million files take about 60 MB. Should two paths collide, the
-/// vault, which compares the real path, falls back to reading the file: see [`crate::entry::Body::Carried`].
+/// Paths with their stamps are kept as 64-bit hashes, so a million files take about 20 MB. Should two collide,
+/// the vault, which knows better, falls back to reading the file: see [`crate::entry::Body::Carried`].
 #[derive(Debug, Clone, Default)]
 pub struct Known {
-    stamps: HashMap<u64, Stamp>,
+    stamps: HashSet<u64>,
 }
 
 impl Known {
     /// Adds what the parent holds at `path` (the original absolute path).
     pub fn insert(&mut self, path: &Path, stamp: Stamp) {
-        self.stamps.insert(key(path), stamp);
+        self.stamps.insert(key(path, &stamp));
+    }
+
+    /// Adds all that another one has.
+    pub fn append(&mut self, other: Self) {
+        if self.stamps.is_empty() {
+            *self = other;
+        } else {
+            self.stamps.extend(other.stamps);
+        }
     }
 
     /// Whether the parent holds this very content at `path`.
     #[must_use]
     pub fn has(&self, path: &Path, stamp: &Stamp) -> bool {
-        self.stamps.get(&key(path)) == Some(stamp)
+        self.stamps.contains(&key(path, stamp))
     }
 
     /// How many files are known.
@@ -44,8 +53,9 @@ impl Known {
     }
 }
 
-fn key(path: &Path) -> u64 {
+fn key(path: &Path, stamp: &Stamp) -> u64 {
     let mut hasher = DefaultHasher::new();
     path.hash(&mut hasher);
+    stamp.hash(&mut hasher);
     hasher.finish()
 }

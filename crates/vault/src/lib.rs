@@ -6,6 +6,7 @@
 #[cfg(test)]
 extern crate self as vault;
 
+mod archiver;
 pub mod history;
 pub mod journal;
 pub mod repository;

@@ -296,3 +296,40 @@ fn node(place: &Place, tree: &str, name: &str) -> serde_json::Value {
         serde_json::from_str(&succeed(&restic(place, &["-q", "cat", "blob", tree]))).unwrap();
     json["nodes"].as_array().unwrap().iter().find(|n| n["name"] == name).unwrap().clone()
 }
+
+#[test]
+fn restic_and_we_make_the_same_blobs() {
+    let place = Place::new();
+    let root = place.scratch();
+    let bytes = |seed| [noise(seed, 9_000_000), vec![0; 2_000_000], noise(seed + 1, 5_000_000)].concat();
+    let stored = || place.files("data").iter().map(|path| fs::metadata(path).unwrap().len()).sum::<u64>();
+    fs::write(root.join("ours"), bytes(1)).unwrap();
+    back_up(&mut place.repository(), &root, 1);
+    let before = stored();
+    succeed(&restic(&place, &["backup", "--host", "x", root.to_str().unwrap()]));
+    assert!(stored() - before < 10_000, "{before} became {}", stored());
+    fs::write(root.join("theirs"), bytes(7)).unwrap();
+    succeed(&restic(&place, &["backup", "--host", "x", root.to_str().unwrap()]));
+    let (_, draft) = back_up(&mut place.repository(), &root, 2);
+    assert!(draft.bytes_added.0 < 20_000, "{}", draft.bytes_added);
+    succeed(&restic(&place, &["check", "--read-data"]));
+}
+
+#[test]
+fn restic_accepts_packs_of_a_killed_run() {
+    let place = Place::new();
+    let root = place.scratch();
+    fs::write(root.join("file"), noise(1, 9_000_000)).unwrap();
+    back_up(&mut place.repository(), &root, 1);
+    place
+        .files("index")
+        .iter()
+        .chain(&place.files("snapshots"))
+        .for_each(|file| fs::remove_file(file).unwrap());
+    let (id, draft) = back_up(&mut place.repository(), &root, 2);
+    assert!(draft.bytes_added.0 < 20_000, "{}", draft.bytes_added);
+    succeed(&restic(&place, &["check", "--read-data"]));
+    let target = place.dir.path().join("restored");
+    succeed(&restic(&place, &["restore", id.as_str(), "--target", target.to_str().unwrap()]));
+    assert_same(&root, &target.join(root.strip_prefix("/").unwrap()));
+}

@@ -1,17 +1,14 @@
 //! The storage under rustic_core: a directory in restic's layout.
 //!
-//! Three things that rustic_core's own local backend does not do: every file is durable before a write
-//! returns (its directory entry too), every error is told and the first failed write stops all later ones,
-//! and snapshots can be *withheld*: kept in memory, visible to this process only, until the façade publishes
-//! one that knows its verdict.
+//! Two things that rustic_core's own local backend does not do: every file is durable before a write
+//! returns (its directory entry too), and every error is told and the first failed write stops all later ones.
 //!
 //! Crash story: packs come before the index that names them, the index before the snapshot, each durable
-//! before the next is begun; so whatever is left when we stop is at most bytes that no index names. What is
-//! withheld is gone with us. Others may write at the same time (shared locks): names are hashes of contents,
-//! so two writers never differ about a file.
+//! before the next is begun; so whatever is left when we stop is at most bytes that no index names. Others may
+//! write at the same time (shared locks): names are hashes of contents, so two writers never differ about a
+//! file.
 
 use std::{
-    collections::HashMap,
     fs::{self, File},
     io,
     os::unix::fs::FileExt,
@@ -42,13 +39,9 @@ pub(crate) struct Backend {
 
 #[derive(Default)]
 struct State {
-    /// Snapshots that only this process sees.
-    withheld: HashMap<Id, Bytes>,
-    /// Whether new snapshots are withheld.
-    withholding: bool,
     /// The first write that failed; nothing is written after it.
     failed: Option<StorageError>,
-    /// The snapshot written last, withheld or not.
+    /// The snapshot written last.
     last_snapshot: Option<Id>,
 }
 
@@ -67,12 +60,7 @@ impl Backend {
         self.disk.as_ref()
     }
 
-    /// Begins to withhold new snapshots, or ends it. What is withheld stays so until [`Self::forget`].
-    pub(crate) fn withhold(&self, withholding: bool) {
-        self.state().withholding = withholding;
-    }
-
-    /// Drops all withheld snapshots and forgets a failed write: a new session begins.
+    /// Forgets a failed write: a new session begins.
     pub(crate) fn forget(&self) {
         *self.state() = State::default();
     }
@@ -149,9 +137,6 @@ impl Backend {
     /// Reads a whole file; one whose name is its hash is compared with it, except packs, which are compared
     /// by whoever reads them whole.
     pub(crate) fn read(&self, tpe: FileType, id: &Id) -> Result<Bytes, StorageError> {
-        if let Some(bytes) = self.withheld(tpe, id) {
-            return Ok(bytes);
-        }
         let path = self.path(tpe, id);
         let bytes = fs::read(&path).map_err(|source| StorageError::read(&path, source))?;
         let named_by_hash = matches!(tpe, FileType::Index | FileType::Snapshot | FileType::Key);
@@ -170,12 +155,6 @@ impl Backend {
         at: u32,
         length: u32,
     ) -> Result<Bytes, StorageError> {
-        if let Some(bytes) = self.withheld(tpe, id) {
-            let (from, to) = (at as usize, (at as usize).saturating_add(length as usize));
-            if let Some(part) = (to <= bytes.len()).then(|| bytes.slice(from..to)) {
-                return Ok(part);
-            }
-        }
         let path = self.path(tpe, id);
         let mut bytes = vec![0; length as usize];
         let file = File::open(&path).map_err(|source| StorageError::read(&path, source))?;
@@ -189,7 +168,8 @@ impl Backend {
         }
     }
 
-    fn write(&self, tpe: FileType, id: &Id, content: &BytesList) -> Result<(), StorageError> {
+    /// Writes a whole file, durable when this returns.
+    pub(crate) fn put(&self, tpe: FileType, id: &Id, content: &[u8]) -> Result<(), StorageError> {
         {
             let mut state = self.state();
             if state.failed.is_some() {
@@ -197,27 +177,20 @@ impl Backend {
             }
             if tpe == FileType::Snapshot {
                 state.last_snapshot = Some(*id);
-                if state.withholding {
-                    state.withheld.insert(*id, join(content).into());
-                    return Ok(());
-                }
             }
         }
         let path = self.path(tpe, id);
-        if let Err(source) = self.disk.put(&path, &join(content)) {
+        if let Err(source) = self.disk.put(&path, content) {
             let error = StorageError::write(path, source);
             self.state().failed.get_or_insert_with(|| error.clone());
             return Err(error);
         }
-        self.written.fetch_add(content.size() as u64, Ordering::Relaxed);
+        self.written.fetch_add(content.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
     /// Removes a file; one that is gone already is no error.
     pub(crate) fn delete(&self, tpe: FileType, id: &Id) -> Result<(), StorageError> {
-        if tpe == FileType::Snapshot && self.state().withheld.remove(id).is_some() {
-            return Ok(());
-        }
         if self.state().failed.is_some() {
             return Err(StorageError::Stopped { dir: self.dir.clone() });
         }
@@ -230,10 +203,6 @@ impl Backend {
             }
             _ => Ok(()),
         }
-    }
-
-    fn withheld(&self, tpe: FileType, id: &Id) -> Option<Bytes> {
-        if tpe == FileType::Snapshot { self.state().withheld.get(id).cloned() } else { None }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -263,27 +232,19 @@ fn list_into(dir: &Path, found: &mut Vec<(Id, u64)>) -> Result<(), StorageError>
     Ok(())
 }
 
-fn join(content: &BytesList) -> Vec<u8> {
-    content.slice().concat()
-}
-
 impl ReadBackend for Backend {
     fn location(&self) -> String {
         self.dir.to_string_lossy().into_owned()
     }
 
     fn list_with_size(&self, tpe: FileType) -> RusticResult<Vec<(Id, u32)>> {
-        let mut listed: Vec<_> = self
+        let listed = self
             .files(tpe)
             .map_err(into_rustic)?
             .into_iter()
             // A pack is never larger than 4 GiB; one that is has a wrong size in any case.
             .map(|(id, size)| (id, u32::try_from(size).unwrap_or(u32::MAX)))
             .collect();
-        if tpe == FileType::Snapshot {
-            let state = self.state();
-            listed.extend(state.withheld.iter().map(|(id, bytes)| (*id, bytes.len() as u32)));
-        }
         Ok(listed)
     }
 
@@ -313,7 +274,7 @@ impl WriteBackend for Backend {
     }
 
     fn write_bytes(&self, tpe: FileType, id: &Id, _cacheable: bool, content: BytesList) -> RusticResult<()> {
-        self.write(tpe, id, &content).map_err(into_rustic)
+        self.put(tpe, id, &content.slice().concat()).map_err(into_rustic)
     }
 
     fn remove(&self, tpe: FileType, id: &Id, _cacheable: bool) -> RusticResult<()> {

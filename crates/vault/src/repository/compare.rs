@@ -4,7 +4,6 @@
 
 use std::{
     cmp::Ordering,
-    collections::HashMap,
     path::{Path, PathBuf},
     vec,
 };
@@ -14,14 +13,9 @@ use model::{
     problem::{Effect, Problem},
     size::Bytes,
 };
-use rustic_core::{Id, TreeId, repofile::Node};
 
-use super::{
-    error::{RepositoryError, while_doing},
-    node,
-    open::Indexed,
-    source::Feed,
-};
+use super::{error::RepositoryError, node, source::Feed};
+use crate::archiver::{Blobs, Lost, Name, StoredKind, StoredNode};
 
 /// What the comparison found.
 #[derive(Debug, Default)]
@@ -36,28 +30,27 @@ pub(crate) struct Tally {
 
 /// A stored tree, walked depth first; a directory comes before what it holds.
 pub(crate) struct Stored<'a> {
-    index: &'a Indexed,
-    open: Vec<(PathBuf, vec::IntoIter<Node>)>,
+    blobs: Blobs<'a>,
+    open: Vec<(PathBuf, vec::IntoIter<StoredNode>)>,
 }
 
 impl<'a> Stored<'a> {
     /// Begins at the root of a tree.
-    pub(crate) fn walk(index: &'a Indexed, root: TreeId) -> Result<Self, RepositoryError> {
-        let mut walk = Self { index, open: Vec::new() };
+    pub(crate) fn walk(blobs: Blobs<'a>, root: Name) -> Result<Self, RepositoryError> {
+        let mut walk = Self { blobs, open: Vec::new() };
         walk.enter(PathBuf::from("/"), root)?;
         Ok(walk)
     }
 
-    fn enter(&mut self, path: PathBuf, tree: TreeId) -> Result<(), RepositoryError> {
-        let nodes = self.index.get_tree(&tree).map_err(while_doing("reading a stored directory"))?.nodes;
-        self.open.push((path, nodes.into_iter()));
+    fn enter(&mut self, path: PathBuf, tree: Name) -> Result<(), RepositoryError> {
+        self.open.push((path, self.blobs.tree(&tree)?.into_iter()));
         Ok(())
     }
 }
 
 impl Iterator for Stored<'_> {
     /// A path with its node, and why what a directory holds cannot be read, if so.
-    type Item = (PathBuf, Node, Option<RepositoryError>);
+    type Item = (PathBuf, StoredNode, Option<RepositoryError>);
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
@@ -66,7 +59,7 @@ impl Iterator for Stored<'_> {
                 self.open.pop();
                 continue;
             };
-            let path = node::child(dir, &node);
+            let path = dir.join(node.file_name());
             let unreadable = match node.subtree {
                 Some(tree) => self.enter(path.clone(), tree).err(),
                 None => None,
@@ -76,16 +69,15 @@ impl Iterator for Stored<'_> {
     }
 }
 
-/// Compares a stored tree with the feed it was stored from. `packs` are those that exist, with their sizes in
-/// bytes; `uncounted` is the cut record, which is ours and no file of the application.
+/// Compares a stored tree, as it is read back from its packs, with the feed it was stored from. `uncounted` is the
+/// cut record, which is ours and no file of the application.
 pub(crate) fn compare(
     feed: &Feed,
-    index: &Indexed,
-    root: TreeId,
-    packs: &HashMap<Id, u64>,
+    blobs: Blobs<'_>,
+    root: Name,
     uncounted: &Path,
 ) -> Result<Tally, RepositoryError> {
-    let mut stored = Stored::walk(index, root)?.peekable();
+    let mut stored = Stored::walk(blobs, root)?.peekable();
     let mut tally = Tally::default();
     for (place, entry) in feed.entries().filter(|(_, e)| e.path.file_name().is_some()) {
         while let Some((path, node, _)) = stored.next_if(|(path, ..)| tree_order(path, &entry.path).is_lt()) {
@@ -97,7 +89,7 @@ pub(crate) fn compare(
             None => tally.problems.push(missing(feed, place, entry)),
             Some((_, _, Some(error))) => tally.problems.push(unreadable(entry, &error)),
             Some((_, node, None)) => {
-                tally.problems.extend(wrong(entry, &node, index, packs));
+                tally.problems.extend(wrong(entry, &node, blobs));
             }
         }
         tally.problems.extend(lost_attributes(entry));
@@ -127,20 +119,20 @@ fn unreadable(entry: &Entry, error: &RepositoryError) -> Problem {
 }
 
 /// A directory above others that the manifest lacks is filled in by the archiver; anything else is odd.
-fn unasked(path: &Path, node: &Node) -> Option<Problem> {
-    (!node.is_dir()).then(|| {
+fn unasked(path: &Path, node: &StoredNode) -> Option<Problem> {
+    (node.kind != StoredKind::Dir).then(|| {
         Problem::new(Effect::Weaker, Some(path.into()), "it is in the backup although it was not pinned", "")
     })
 }
 
-fn wrong(entry: &Entry, node: &Node, index: &Indexed, packs: &HashMap<Id, u64>) -> Option<Problem> {
-    if let Some(what) = node::differs(entry, node) {
+fn wrong(entry: &Entry, node: &StoredNode, blobs: Blobs<'_>) -> Option<Problem> {
+    if let Some(what) = node.differs(entry) {
         return Some(Problem::missing(&entry.path, what, "take another backup"));
     }
     if entry.kind != Kind::File {
         return None;
     }
-    match content_length(node, index, packs) {
+    match content_length(node, blobs) {
         Ok(length) if length == entry.meta.size => None,
         Ok(length) => Some(Problem::missing(
             &entry.path,
@@ -157,25 +149,15 @@ fn wrong(entry: &Entry, node: &Node, index: &Indexed, packs: &HashMap<Id, u64>) 
 }
 
 /// How many bytes the stored parts of a file have together, if all of them are there.
-fn content_length(node: &Node, index: &Indexed, packs: &HashMap<Id, u64>) -> Result<Bytes, String> {
-    let mut length = Bytes(0);
-    for part in node.content.iter().flatten() {
-        let Ok(entry) = index.get_index_entry(part) else {
-            return Err(format!("its part {} is in no index", part.to_hex().get(..8).unwrap_or_default()));
-        };
-        let end = u64::from(entry.location.offset) + u64::from(entry.location.length);
-        let lost = match packs.get(&*entry.pack) {
-            None => "pack",
-            Some(size) if *size < end => "the end of pack",
-            Some(_) => "",
-        };
-        if !lost.is_empty() {
-            let pack = entry.pack.to_hex();
-            return Err(format!("the repository has lost {lost} {} with a part of it", &pack[..8]));
+fn content_length(node: &StoredNode, blobs: Blobs<'_>) -> Result<Bytes, String> {
+    let content = node.content.as_deref().unwrap_or_default();
+    blobs.index.measure(content).map(Bytes).map_err(|lost| match lost {
+        Lost::Blob(name) => format!("its part {} is in no index", name.short()),
+        Lost::Pack(name) => format!("the repository has lost pack {} with a part of it", name.short()),
+        Lost::EndOfPack(name) => {
+            format!("the repository has lost the end of pack {} with a part of it", name.short())
         }
-        length = length + Bytes(u64::from(entry.data_length()));
-    }
-    Ok(length)
+    })
 }
 
 fn lost_attributes(entry: &Entry) -> Option<Problem> {

@@ -8,7 +8,7 @@
 
 use aes256ctr_poly1305aes::{
     Aes256CtrPoly1305Aes, Key as CipherKey,
-    aead::{Aead, Nonce},
+    aead::{Aead, AeadInPlace, Nonce},
 };
 use rand::RngCore;
 use rustic_core::repofile::MasterKey;
@@ -64,6 +64,21 @@ impl SecretKey {
         rand::rng().fill_bytes(&mut nonce);
         let sealed = self.cipher().encrypt(&nonce, plain).map_err(|_| Undecryptable)?;
         Ok([nonce.as_slice(), &sealed].concat())
+    }
+
+    /// Encrypts under a random nonce, to the end of `out`.
+    pub(crate) fn seal_into(&self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), Undecryptable> {
+        let mut nonce = Nonce::<Aes256CtrPoly1305Aes>::default();
+        rand::rng().fill_bytes(&mut nonce);
+        out.extend_from_slice(&nonce);
+        let from = out.len();
+        out.extend_from_slice(plain);
+        let tag = self
+            .cipher()
+            .encrypt_in_place_detached(&nonce, b"", &mut out[from..])
+            .map_err(|_| Undecryptable)?;
+        out.extend_from_slice(&tag);
+        Ok(())
     }
 
     /// Decrypts and authenticates.
@@ -123,6 +138,9 @@ mod tests {
         let key = SecretKey::random();
         let mut sealed = key.encrypt(b"{\"a\":1}").unwrap();
         assert_eq!(key.decrypt_file(&sealed).unwrap(), b"{\"a\":1}");
+        let mut more = b"before".to_vec();
+        key.seal_into(b"plain", &mut more).unwrap();
+        assert_eq!(key.decrypt(&more[6..]).unwrap(), b"plain");
         assert_eq!(SecretKey::random().decrypt(&sealed), Err(Undecryptable));
         sealed[20] ^= 1;
         assert_eq!(key.decrypt(&sealed), Err(Undecryptable));

@@ -164,6 +164,21 @@ impl Locks {
         Ok(Lock::kept(self.clone(), kind, held))
     }
 
+    /// Whether nobody holds a lock but the one that is given. A dead one of this host does not count.
+    pub(crate) fn is_alone(&self, own: &Lock) -> Result<bool, RepositoryError> {
+        let own = guard(&own.held).as_ref().map(|held| held.path.clone());
+        for path in self.list()? {
+            if own.as_ref() == Some(&path) {
+                continue;
+            }
+            let holder = self.look(&path)?;
+            if holder.is_some_and(|holder| holder.who.is_none_or(|who| !who.here || !is_gone(&who))) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Whether a lock other than `own` is in the way of one of this kind. Dead ones of this host are removed.
     fn refuse_if_conflicting(&self, kind: LockKind, own: Option<&Path>) -> Result<(), RepositoryError> {
         for path in self.list()? {

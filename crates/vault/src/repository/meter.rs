@@ -45,6 +45,11 @@ impl RusticProgress for Meter {
 }
 
 impl Meter {
+    /// Counts bytes that are done.
+    pub(crate) fn count(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Does `task` as a stage, telling `progress` ten times a second what was counted meanwhile. Progress
     /// cannot be handed to rustic_core itself, whose threads outlive any borrow.
     pub(crate) fn watch<T>(

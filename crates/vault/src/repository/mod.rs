@@ -1,4 +1,5 @@
-//! Repositories in the restic format: the one façade over rustic_core, whose types never leave it.
+//! Repositories in the restic format: the one façade over rustic_core, whose types never leave this crate, and over
+//! [`crate::archiver`], which writes backups.
 //!
 //! [`Repository`] implements the ports [`model::port::Store`] and [`model::port::Shelf`]. What is stored, and
 //! how it can be read without us: `docs/format/repository.md`.
@@ -7,25 +8,25 @@
 //! that no backup names, freed by a later [`model::port::Shelf::reclaim`]. Who may run beside us is said by
 //! restic's locks: see [`mod@lock`].
 
-mod backend;
+pub(crate) mod backend;
 mod check;
 mod compare;
-mod crypt;
+pub(crate) mod crypt;
 mod disk;
-mod error;
+pub(crate) mod error;
 #[cfg(test)]
 mod faults;
 mod keys;
 mod lock;
-mod meter;
-mod node;
+pub(crate) mod meter;
+pub(crate) mod node;
 mod open;
 mod password;
 mod record;
 mod restore;
 mod shelf;
 mod snapshot;
-mod source;
+pub(crate) mod source;
 mod store;
 
 pub use check::{CheckReport, Depth};

@@ -25,6 +25,9 @@ mod go {
     pub(super) const STICKY: u32 = 1 << 20;
 }
 
+/// The mode of a directory that stands above others and that nobody pinned.
+pub(crate) const MODE_OF_MISSING_DIR: u32 = go::DIR | 0o755;
+
 /// Names of users and groups, looked up once each.
 #[derive(Default)]
 pub(crate) struct Names {
@@ -171,17 +174,6 @@ fn attributes<A: serde::de::DeserializeOwned>(xattrs: &[Xattr]) -> Vec<A> {
 /// The attributes of an entry that no restic tree can hold, because their names are not UTF-8.
 pub(crate) fn unstorable(xattrs: &[Xattr]) -> impl Iterator<Item = &Xattr> {
     xattrs.iter().filter(|x| std::str::from_utf8(&x.name).is_err())
-}
-
-/// Whether a stored node is what the entry says: kind, link target, device, size.
-pub(crate) fn differs(entry: &Entry, node: &Node) -> Option<String> {
-    if node.node_type != node_type(&entry.kind) {
-        return Some(format!("it is stored as {}", node.node_type));
-    }
-    if entry.kind == Kind::File && node.meta.size != entry.meta.size.0 {
-        return Some(format!("it has {} bytes in the backup, not {}", node.meta.size, entry.meta.size.0));
-    }
-    None
 }
 
 /// The path of a child.

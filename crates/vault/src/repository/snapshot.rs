@@ -2,7 +2,7 @@
 //!
 //! Crash story: pure translation; one function reads.
 
-use std::{fs, path::PathBuf};
+use std::fs;
 
 use jiff::{Timestamp, tz::TimeZone};
 use model::{
@@ -141,8 +141,8 @@ pub(crate) fn listed(
     Ok(snapshot)
 }
 
-/// A snapshot to store under, before there is a record.
-pub(crate) fn unlisted(cut: &CutRecord, me: &Me) -> SnapshotFile {
+/// A snapshot without its record.
+fn unlisted(cut: &CutRecord, me: &Me) -> SnapshotFile {
     let mut snapshot = SnapshotFile {
         time: cut.cut_at.to_zoned(TimeZone::UTC),
         program_version: concat!("stillpoint ", env!("CARGO_PKG_VERSION")).into(),
@@ -158,11 +158,6 @@ pub(crate) fn unlisted(cut: &CutRecord, me: &Me) -> SnapshotFile {
 pub(crate) fn roots(cut: &CutRecord) -> Vec<String> {
     let pinned: Vec<String> = cut.pins.iter().map(|pin| pathtext::show(&pin.path)).collect();
     if pinned.is_empty() { vec!["/".into()] } else { pinned }
-}
-
-/// The same as paths, for the library.
-pub(crate) fn root_paths(roots: &[String]) -> Vec<PathBuf> {
-    roots.iter().map(PathBuf::from).collect()
 }
 
 /// Marks a snapshot as accepted.

@@ -1,7 +1,7 @@
-//! The manifest as a source that rustic_core archives.
+//! The manifest as what the archiver stores.
 //!
-//! rustic_core turns every file that it cannot open or read into a log line and goes on, so every fault is
-//! noted here, by entry, before it is handed over; [`super::compare`] then tells what is missing and why.
+//! A file that cannot be opened or read is left out of the stored tree and its fault is noted here, by entry;
+//! [`super::compare`] then tells what is missing and why.
 //!
 //! Crash story: reads only. A live file is read only if its stamp is the entry's before and after the
 //! reading; pinned copies belong to us and do not change.
@@ -9,8 +9,9 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, BufReader, Read},
-    os::unix::fs::MetadataExt,
+    io::{self, IoSliceMut},
+    num::NonZero,
+    os::unix::fs::{FileExt, MetadataExt},
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
@@ -24,12 +25,15 @@ use model::{
     known::Known,
     size::Bytes,
 };
-use rustic_core::{ErrorKind, ReadSource, ReadSourceEntry, ReadSourceOpen, RusticError, RusticResult};
-use rustix::fs::{Mode, OFlags};
+use rustix::{
+    fs::{Advice, Mode, OFlags},
+    io::{Errno, ReadWriteFlags},
+};
 
-use super::node::{self, Names};
+use super::node;
 
-const BUFFER: usize = 128 * 1024;
+/// Files up to this size in bytes are in the page cache as a whole or not at all.
+const PAGE: u64 = 4096;
 
 /// Why an entry could not be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,25 +93,44 @@ impl Feed {
         (0..self.0.order.len()).filter_map(|i| Some((i, self.0.entry(i)?)))
     }
 
-    /// Feeds nothing more: whoever archives it is soon at its end, with a tree that must not be used.
+    /// How many entries there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.order.len()
+    }
+
+    /// The entry at this place.
+    pub(crate) fn entry(&self, place: usize) -> Option<&Entry> {
+        self.0.entry(place)
+    }
+
+    /// Feeds nothing more: whoever archives it gives up soon.
     pub(crate) fn stop(&self) {
         self.0.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody asked to stop.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.0.stopped.load(Ordering::Relaxed)
+    }
+
+    /// The change time to store for an entry.
+    pub(crate) fn ctime(&self, entry: &Entry) -> Timestamp {
+        self.0.ctime(entry)
+    }
+
+    /// Whether a later pass may trust the stamp of this file: it is stored under its true times.
+    pub(crate) fn is_settled(&self, entry: &Entry) -> bool {
+        entry.kind == Kind::File && self.0.ctime(entry) == entry.meta.ctime
+    }
+
+    /// Takes note of why an entry cannot be stored; the first fault stands.
+    pub(crate) fn note(&self, place: usize, fault: Fault) {
+        self.0.faults().entry(place).or_insert(fault);
     }
 
     /// Why the entry at this place could not be stored, if that is known.
     pub(crate) fn fault(&self, place: usize) -> Option<Fault> {
         self.0.faults().get(&place).cloned()
-    }
-
-    /// Stamps that a later pass may trust: what of this manifest is stored under its true times.
-    pub(crate) fn settled(&self) -> Known {
-        let mut known = Known::default();
-        for (_, entry) in self.entries().filter(|(_, e)| e.kind == Kind::File) {
-            if self.0.ctime(entry) == entry.meta.ctime {
-                known.insert(&entry.path, entry.meta.stamp());
-            }
-        }
-        known
     }
 }
 
@@ -119,9 +142,9 @@ impl Inner {
         }
     }
 
-    /// The change time to store: a smudge if the stamp was too young to be trusted. rustic_core carries
-    /// content over wherever a parent has the same stamp, so a file that is to be read although its stamp
-    /// is a parent's (a database, a file mapped writable) is smudged too.
+    /// The change time to store: a smudge if the stamp was too young to be trusted. A file that is to be read
+    /// although its stamp is a parent's (a database, a file mapped writable) is smudged too: its stamp proves
+    /// nothing, and other programs would carry its content over.
     fn ctime(&self, entry: &Entry) -> Timestamp {
         if entry.kind != Kind::File {
             return entry.meta.ctime;
@@ -137,84 +160,25 @@ impl Inner {
         }
     }
 
-    fn note(&self, place: usize, fault: Fault) {
-        self.faults().entry(place).or_insert(fault);
-    }
-
     fn faults(&self) -> std::sync::MutexGuard<'_, BTreeMap<usize, Fault>> {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl ReadSource for Feed {
-    type Open = Opener;
-    type Iter = Nodes;
-
-    fn size(&self) -> RusticResult<Option<u64>> {
-        Ok(None)
-    }
-
-    fn entries(&self) -> Self::Iter {
-        Nodes { feed: self.0.clone(), next: 0, names: Names::default() }
-    }
-}
-
-/// The nodes of a feed, in order.
-pub(crate) struct Nodes {
-    feed: Arc<Inner>,
-    next: usize,
-    names: Names,
-}
-
-impl Iterator for Nodes {
-    type Item = RusticResult<ReadSourceEntry<Opener>>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let place = self.next;
-            self.next += 1;
-            if self.feed.stopped.load(Ordering::Relaxed) {
-                return None;
-            }
-            let entry = self.feed.entry(place)?;
-            let Some(node) = node::node(entry, self.feed.ctime(entry), &self.names) else { continue };
-            let open = (entry.kind == Kind::File).then(|| Opener { feed: self.feed.clone(), place });
-            return Some(Ok(ReadSourceEntry { path: entry.path.clone(), node, open }));
-        }
-    }
-}
-
-/// Opens one file of a feed.
-pub(crate) struct Opener {
-    feed: Arc<Inner>,
+/// One file of a feed, open for reading.
+pub(crate) struct Source {
+    feed: Feed,
     place: usize,
-}
-
-impl ReadSourceOpen for Opener {
-    type Reader = Reader;
-
-    fn open(self) -> RusticResult<Reader> {
-        let opened = self.feed.entry(self.place).map_or_else(
-            || Err(Fault { what: "it is not in the manifest".into(), remedy: "" }),
-            |entry| Ok((Content::open(entry)?, entry.meta.size)),
-        );
-        match opened {
-            Ok((content, size)) => {
-                Ok(Reader { feed: self.feed, place: self.place, content, size, read: Bytes(0) })
-            }
-            Err(fault) => {
-                let error = RusticError::new(ErrorKind::InputOutput, fault.what.as_str());
-                self.feed.note(self.place, fault);
-                Err(error)
-            }
-        }
-    }
+    content: Content,
+    size: Bytes,
+    /// Nothing of it was in the page cache, and nothing is left there.
+    cold: bool,
 }
 
 enum Content {
     Inline,
-    Pinned(BufReader<File>),
-    Live(BufReader<File>, Stamp),
+    Pinned(File),
+    Live(File, Stamp),
 }
 
 impl Content {
@@ -227,7 +191,7 @@ impl Content {
                     let remedy = "see that nothing removes the pinned copies while a backup runs";
                     Fault { what: format!("its pinned copy cannot be read: {error}"), remedy }
                 })?;
-                Ok(Self::Pinned(BufReader::with_capacity(BUFFER, file)))
+                Ok(Self::Pinned(file))
             }
             Body::Carried => {
                 let file = open(&entry.path).map_err(|error| Fault {
@@ -241,7 +205,7 @@ impl Content {
                 if stamp_of(&file).ok() != Some(stamp) {
                     return Err(changed("before it was read"));
                 }
-                Ok(Self::Live(BufReader::with_capacity(BUFFER, file), stamp))
+                Ok(Self::Live(file, stamp))
             }
         }
     }
@@ -268,6 +232,18 @@ fn open(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Whether the first, the middle and the last page of a file are not in the page cache. `RWF_NOWAIT` (Linux 4.14) reads
+/// only from there; filesystems that do not know it count as warm.
+fn is_cold(file: &File, size: u64) -> bool {
+    let Some(last) = size.checked_sub(1) else { return false };
+    let is_absent = |at: u64| {
+        let mut byte = [0];
+        let got = rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT);
+        got == Err(Errno::AGAIN)
+    };
+    is_absent(0) && (size <= PAGE || (is_absent(last / 2) && is_absent(last)))
+}
+
 fn stamp_of(file: &File) -> io::Result<Stamp> {
     let meta = file.metadata()?;
     let nanos = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
@@ -279,78 +255,95 @@ fn stamp_of(file: &File) -> io::Result<Stamp> {
     })
 }
 
-/// Reads one file of a feed to its end, and fails rather than giving more, less or other bytes than the
-/// entry says.
-pub(crate) struct Reader {
-    feed: Arc<Inner>,
-    place: usize,
-    content: Content,
-    size: Bytes,
-    read: Bytes,
-}
+impl Source {
+    /// Opens the file at this place of a feed.
+    ///
+    /// # Errors
+    /// If it cannot be opened, or is a live file that changed.
+    pub(crate) fn open(feed: &Feed, place: usize) -> Result<Self, Fault> {
+        let missing = || Fault { what: "it is not in the manifest".into(), remedy: "" };
+        let entry = feed.entry(place).ok_or_else(missing)?;
+        let mut source = Self {
+            feed: feed.clone(),
+            place,
+            content: Content::open(entry)?,
+            size: entry.meta.size,
+            cold: false,
+        };
+        source.cold = source.file().is_some_and(|file| is_cold(file, source.size.0));
+        Ok(source)
+    }
 
-impl Read for Reader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() {
-            return Ok(0);
-        }
-        match self.step(buffer) {
-            Ok(count) => Ok(count),
-            Err(fault) => {
-                let error = io::Error::other(fault.what.clone());
-                self.feed.note(self.place, fault);
-                Err(error)
-            }
+    fn file(&self) -> Option<&File> {
+        match &self.content {
+            Content::Inline => None,
+            Content::Pinned(file) | Content::Live(file, _) => Some(file),
         }
     }
-}
 
-impl Reader {
-    fn step(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
-        if self.feed.stopped.load(Ordering::Relaxed) {
-            return Err(Fault {
-                what: "it is not stored any more".into(),
-                remedy: "start the command again",
-            });
+    /// Leaves nothing of this part in the page cache if nothing was there before: a backup reads everything once, and
+    /// what the applications need would have to make room. Without effect on the result.
+    pub(crate) fn forget(&self, from: u64, length: u64) {
+        if let Some(file) = self.file().filter(|_| self.cold) {
+            let _advice = rustix::fs::fadvise(file, from, NonZero::new(length), Advice::DontNeed);
         }
-        let count = loop {
-            let got = match &mut self.content {
-                Content::Inline => Ok(self.inline(buffer)),
-                Content::Pinned(file) | Content::Live(file, _) => file.read(buffer),
-            };
-            match got {
-                Ok(count) => break count,
+    }
+
+    /// Fills the buffer with what stands from this byte on.
+    ///
+    /// # Errors
+    /// If it cannot be read, or ends before the buffer is full.
+    pub(crate) fn read(&self, buffer: &mut [u8], from: u64) -> Result<(), Fault> {
+        let got = match &self.content {
+            Content::Inline => self.inline(buffer, from),
+            Content::Pinned(file) | Content::Live(file, _) => file.read_exact_at(buffer, from),
+        };
+        got.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => self.other_length(),
+            _ => self.unreadable(&error, from),
+        })
+    }
+
+    /// Called after everything was read: whether it is still what it was when it was opened, and no longer.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub(crate) fn finish(&self) -> Result<(), Fault> {
+        let Some(file) = self.file() else { return Ok(()) };
+        self.forget(0, 0);
+        let more = loop {
+            match file.read_at(&mut [0], self.size.0) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.unreadable(&error)),
+                other => break other,
             }
         };
-        self.read = self.read + Bytes(count as u64);
-        if self.read > self.size || (count == 0 && self.read < self.size) {
-            return Err(self.other_length());
+        match more {
+            Ok(0) => {}
+            Ok(_) => return Err(self.other_length()),
+            Err(error) => return Err(self.unreadable(&error, self.size.0)),
         }
-        if count == 0
-            && let Content::Live(file, stamp) = &self.content
-            && stamp_of(file.get_ref()).ok() != Some(*stamp)
-        {
-            return Err(changed("while it was read"));
+        match &self.content {
+            Content::Live(file, stamp) if stamp_of(file).ok() != Some(*stamp) => {
+                Err(changed("while it was read"))
+            }
+            _ => Ok(()),
         }
-        Ok(count)
     }
 
-    fn inline(&self, buffer: &mut [u8]) -> usize {
+    fn inline(&self, buffer: &mut [u8], from: u64) -> io::Result<()> {
         let Some(Body::Inline(bytes)) = self.feed.entry(self.place).map(|entry| &entry.body) else {
-            return 0;
+            return Err(io::ErrorKind::UnexpectedEof.into());
         };
-        let from = usize::try_from(self.read.0).map_or(bytes.len(), |at| at.min(bytes.len()));
-        let count = buffer.len().min(bytes.len() - from);
-        buffer[..count].copy_from_slice(&bytes[from..from + count]);
-        count
+        let from = usize::try_from(from).unwrap_or(usize::MAX);
+        let part = bytes.get(from..).and_then(|rest| rest.get(..buffer.len()));
+        buffer.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
     }
 
-    fn unreadable(&self, error: &io::Error) -> Fault {
+    fn unreadable(&self, error: &io::Error, from: u64) -> Fault {
         let whose = if matches!(self.content, Content::Pinned(_)) { "its pinned copy " } else { "" };
         Fault {
-            what: format!("{whose}cannot be read from byte {}: {error}", self.read.0),
+            what: format!("{whose}cannot be read from byte {from}: {error}"),
             remedy: "look into the kernel's log for errors of the disk, and bring the file back from an older \
                      backup if it is damaged",
         }

@@ -6,16 +6,11 @@
 //! names. Another program may store at the same time under its own shared lock: at worst both store the same
 //! bytes twice.
 
-use std::{
-    collections::HashMap,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::HashMap, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use jiff::Timestamp;
 use model::{
-    entry::{Body, Entry, Kind, Manifest, Meta, Role, Stamp},
+    entry::{Body, Entry, Kind, Manifest, Meta, Role},
     id::BackupId,
     known::Known,
     port::{Draft, Failure, Progress, Stage, Store},
@@ -24,38 +19,40 @@ use model::{
     size::Bytes,
 };
 use rustic_core::{
-    BackupOptions, FileType, Id, TreeId,
-    repofile::{Node, SnapshotFile, SnapshotId},
+    Id, TreeId,
+    repofile::{SnapshotFile, SnapshotId},
 };
 
 use super::{
     backend::Backend,
-    compare::{Stored, compare},
+    compare::compare,
     error::{RepositoryError, while_doing},
     lock::{Lock, LockKind},
-    node,
-    open::{Indexed, Repository},
+    open::Repository,
     snapshot,
     source::Feed,
 };
+use crate::archiver::{Archiver, Base, Blobs, Name, Pass, packs};
 
 /// What lasts from the first question about the parent until the backup is listed.
 pub(super) struct Session {
     lock: Lock,
-    /// The index, until something was stored that it does not know.
-    index: Option<Indexed>,
-    parent: Option<Base>,
+    archiver: Arc<Archiver>,
+    /// The newest backup of ours, and what can be carried over from it.
+    parent: Option<(SnapshotId, Base)>,
+    /// What was stored ahead.
     ahead: Option<Base>,
     drafts: HashMap<u64, Pending>,
     notes: Vec<Problem>,
     written_before: u64,
 }
 
-/// A snapshot that files can be carried over from.
-#[derive(Clone)]
-struct Base {
-    id: SnapshotId,
-    known: Arc<Known>,
+impl Session {
+    /// What can be carried over, the newest first.
+    fn bases(&self) -> Vec<Base> {
+        let parent = self.parent.iter().map(|(_, base)| base);
+        self.ahead.iter().chain(parent).cloned().collect()
+    }
 }
 
 /// A draft, until it is published.
@@ -78,13 +75,17 @@ impl Repository {
         if self.session.is_none() {
             let lock = self.locks.take(LockKind::Shared)?;
             self.backend.forget();
-            let index = self.indexed()?;
+            let opened = self.opened()?;
+            // Chosen before the index is read, which then has all of it.
+            let newest = self.newest()?;
+            let alone = || self.locks.is_alone(&lock);
+            let archiver = Archiver::begin(&self.backend, &self.locks.key, opened.config(), alone)?;
             let mut notes = Vec::new();
-            let parent = self.parent(&index, &mut notes)?;
+            let parent = newest.map(|(id, root)| (id, self.base(&archiver, root, &mut notes)));
             let written_before = self.backend.written();
             self.session = Some(Session {
                 lock,
-                index: Some(index),
+                archiver: Arc::new(archiver),
                 parent,
                 ahead: None,
                 drafts: HashMap::new(),
@@ -95,31 +96,21 @@ impl Repository {
         self.session.as_mut().ok_or_else(no_session)
     }
 
-    /// The newest backup of ours, with the stamps of its files.
-    fn parent(&self, index: &Indexed, notes: &mut Vec<Problem>) -> Result<Option<Base>, RepositoryError> {
+    /// The newest backup of ours and its tree.
+    fn newest(&self) -> Result<Option<(SnapshotId, Name)>, RepositoryError> {
         let ours = self.snapshots()?.into_iter().filter_map(|listed| {
             let snapshot = listed.snapshot.ok()?;
             snapshot::record(&snapshot).map(|_| (listed.id, snapshot))
         });
-        let Some((id, newest)) = ours.max_by_key(|(id, snapshot)| (snapshot.time.timestamp(), *id)) else {
-            return Ok(None);
-        };
-        let known = match Stored::walk(index, newest.tree) {
-            Ok(stored) => stamps(stored, index, notes),
-            Err(error) => {
-                notes.push(unreadable_parent(Path::new("/"), &error));
-                Known::default()
-            }
-        };
-        Ok(Some(Base { id: id.into(), known: Arc::new(known) }))
+        let newest = ours.max_by_key(|(id, snapshot)| (snapshot.time.timestamp(), *id));
+        Ok(newest.map(|(id, snapshot)| (id.into(), Name::from_id(&snapshot.tree.into_inner()))))
     }
 
-    /// Takes the index out of the session, loading it if it is stale.
-    fn take_index(&mut self) -> Result<Indexed, RepositoryError> {
-        match self.session()?.index.take() {
-            Some(index) => Ok(index),
-            None => self.indexed(),
-        }
+    /// What can be carried over from a stored tree; what of it cannot be read is noted.
+    fn base(&self, archiver: &Archiver, root: Name, notes: &mut Vec<Problem>) -> Base {
+        let (base, unreadable) = archiver.base(&self.backend, &self.locks.key, root);
+        notes.extend(unreadable.iter().map(|(path, error)| unreadable_parent(path, error)));
+        base
     }
 
     fn try_store_ahead(
@@ -128,14 +119,13 @@ impl Repository {
         progress: &dyn Progress,
     ) -> Result<(), RepositoryError> {
         let session = self.session()?;
-        let parents: Vec<Base> = session.parent.iter().cloned().collect();
+        let (archiver, bases) = (session.archiver.clone(), session.bases());
         let total = manifest.bytes();
-        let feed = Feed::new(manifest, Vec::new(), known_of(&parents));
-        let empty = SnapshotFile { hostname: self.locks.me.hostname.clone(), ..SnapshotFile::default() };
-        let paths = vec![PathBuf::from("/")];
-        let stored = self.archive(&feed, &parents, empty, &paths, (progress, Stage::StoringAhead, total))?;
-        let known = Arc::new(feed.settled());
-        self.session()?.ahead = Some(Base { id: stored.id, known });
+        let feed = Feed::new(manifest, Vec::new(), known_of(&bases));
+        let ahead = self.archive(&feed, &bases, (progress, Stage::StoringAhead, total), |pass| {
+            archiver.store_ahead(pass)
+        })?;
+        self.session()?.ahead = Some(ahead);
         Ok(())
     }
 
@@ -146,64 +136,49 @@ impl Repository {
         progress: &dyn Progress,
     ) -> Result<Draft, RepositoryError> {
         let session = self.session()?;
-        let parents: Vec<Base> = session.ahead.iter().chain(&session.parent).cloned().collect();
+        let (archiver, bases) = (session.archiver.clone(), session.bases());
         let total = manifest.bytes();
-        let more = record_entries(cut)?;
-        let feed = Feed::new(manifest, more, known_of(&parents));
-        let unlisted = snapshot::unlisted(cut, &self.locks.me);
-        let paths = snapshot::root_paths(&snapshot::roots(cut));
-        let stored = self.archive(&feed, &parents, unlisted, &paths, (progress, Stage::Storing, total))?;
+        let feed = Feed::new(manifest, record_entries(cut)?, known_of(&bases));
+        let root =
+            self.archive(&feed, &bases, (progress, Stage::Storing, total), |pass| archiver.store(pass))?;
+        drop(bases);
 
         progress.begin(Stage::Comparing, None);
-        let index = self.indexed()?;
-        let packs: HashMap<Id, u64> = self.backend.files(FileType::Pack)?.into_iter().collect();
-        let tally = compare(&feed, &index, stored.tree, &packs, &cut.path())?;
+        archiver.index.note_packs(&packs(&self.backend)?);
+        let blobs = Blobs { backend: &self.backend, key: &self.locks.key, index: &archiver.index };
+        let tally = compare(&feed, blobs, root, &cut.path())?;
         progress.end();
 
-        let bytes_added = Bytes(self.backend.written());
+        let bytes_added = self.backend.written();
         let session = self.session()?;
-        session.index = Some(index);
         let token = session.drafts.len() as u64 + 1;
-        session.drafts.insert(token, Pending { tree: stored.tree, cut: cut.clone() });
+        session.drafts.insert(token, Pending { tree: root.id().into(), cut: cut.clone() });
         Ok(Draft {
             token,
             files: tally.files,
             bytes: tally.bytes,
-            bytes_added: Bytes(bytes_added.0.saturating_sub(session.written_before)),
+            bytes_added: Bytes(bytes_added.saturating_sub(session.written_before)),
             problems: session.notes.iter().cloned().chain(tally.problems).collect(),
         })
     }
 
-    /// Archives a feed under a snapshot that only this process sees.
-    fn archive(
-        &mut self,
+    /// Does a pass over a feed as a stage that can be stopped.
+    fn archive<T>(
+        &self,
         feed: &Feed,
-        parents: &[Base],
-        snapshot: SnapshotFile,
-        paths: &[PathBuf],
+        bases: &[Base],
         (progress, stage, total): (&dyn Progress, Stage, Bytes),
-    ) -> Result<SnapshotFile, RepositoryError> {
-        let index = self.take_index()?;
-        let mut options = BackupOptions::default();
-        options.no_scan = true;
-        options.parent_opts.force = parents.is_empty();
-        options.parent_opts.parents = parents.iter().map(|base| base.id.to_hex().to_string()).collect();
-        // rustic_core compares inodes only when it is told to ignore them.
-        options.parent_opts.ignore_inode = true;
-        self.backend.withhold(true);
-        let stoppable = Stopping { progress, feed, backend: &self.backend };
-        let archived = self
-            .meter
-            .watch(&stoppable, stage, Some(total), || index.archive(&options, feed, snapshot, paths));
-        self.backend.withhold(false);
-        // A failed write may have been swallowed on its way.
-        if let Some(error) = self.backend.failed() {
-            return Err(error.into());
+        pass: impl FnOnce(Pass<'_>) -> Result<T, RepositoryError>,
+    ) -> Result<T, RepositoryError> {
+        let (backend, meter) = (self.backend.as_ref(), &self.meter);
+        let stoppable = Stopping { progress, feed, backend };
+        let whole = Pass { backend, key: &self.locks.key, meter, feed, bases };
+        let archived = self.meter.watch(&stoppable, stage, Some(total), || pass(whole));
+        // The first failed write says more than what it led to.
+        match self.backend.failed() {
+            Some(error) => Err(error.into()),
+            None => archived.inspect_err(|_| self.backend.stop()),
         }
-        archived.map_err(|error| {
-            self.backend.stop();
-            RepositoryError::library("storing the backup", &error)
-        })
     }
 
     fn try_publish(&mut self, draft: &Draft, record: &BackupRecord) -> Result<BackupId, RepositoryError> {
@@ -212,7 +187,7 @@ impl Repository {
         if !session.lock.stands() {
             return Err(RepositoryError::LockLost { dir: self.backend.dir().into() });
         }
-        let parent = session.parent.as_ref().map(|base| base.id);
+        let parent = session.parent.as_ref().map(|(id, _)| *id);
         let listed = snapshot::listed(pending.tree, parent, &pending.cut, record, &self.locks.me)?;
         let id = self.list(listed)?;
         snapshot::backup_id(&id)
@@ -245,7 +220,7 @@ impl Repository {
 impl Store for Repository {
     fn known(&mut self) -> Result<Known, Failure> {
         let known = self.session().map(|session| {
-            session.parent.as_ref().map_or_else(Known::default, |base| base.known.as_ref().clone())
+            session.parent.as_ref().map_or_else(Known::default, |(_, base)| base.known.as_ref().clone())
         });
         self.closing_on_failure(known)
     }
@@ -311,35 +286,6 @@ fn no_session() -> RepositoryError {
 
 fn known_of(bases: &[Base]) -> Vec<Arc<Known>> {
     bases.iter().map(|base| base.known.clone()).collect()
-}
-
-/// The stamps of all files of a stored tree that can be carried over: not smudged, and with all their parts
-/// in the index.
-fn stamps(stored: Stored<'_>, index: &Indexed, notes: &mut Vec<Problem>) -> Known {
-    let mut known = Known::default();
-    for (path, node, unreadable) in stored {
-        if let Some(error) = unreadable {
-            notes.push(unreadable_parent(&path, &error));
-        }
-        let whole = || node.content.iter().flatten().all(|part| index.get_index_entry(part).is_ok());
-        if let Some(stamp) = stamp(&node).filter(|_| whole()) {
-            known.insert(&path, stamp);
-        }
-    }
-    known
-}
-
-fn stamp(node: &Node) -> Option<Stamp> {
-    let meta = &node.meta;
-    if !node.is_file() || node.content.is_none() || node::is_smudged(meta.ctime) {
-        return None;
-    }
-    Some(Stamp {
-        size: Bytes(meta.size),
-        mtime: meta.mtime?.as_nanosecond(),
-        ctime: meta.ctime?.as_nanosecond(),
-        inode: meta.inode,
-    })
 }
 
 fn unreadable_parent(path: &Path, error: &RepositoryError) -> Problem {

@@ -1,0 +1,196 @@
+//! A file that several workers store together, piece by piece.
+//!
+//! Pieces of a file of pages are claimed and read at once. Where the content says where to cut, one worker at a
+//! time reads on and finds the next cuts; what follows (hash, compression, encryption) it does alone again.
+//!
+//! Crash story: reads only.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{
+    chunk::{Chunking, Cutting, HEAD, Roller},
+    index::Place,
+};
+use crate::repository::source::{Fault, Source};
+
+/// About so many bytes are claimed at a time.
+const PIECE: u64 = 4 << 20;
+
+/// A file that is being stored.
+pub(crate) struct Large {
+    source: Source,
+    size: u64,
+    cutting: Cutting,
+    /// Where the next piece begins.
+    cursor: Mutex<u64>,
+    parts: Mutex<Parts>,
+}
+
+#[derive(Default)]
+struct Parts {
+    /// The content of each piece that was claimed; nothing until it is stored.
+    stored: Vec<Option<Vec<Place>>>,
+    missing: usize,
+    /// No more pieces are to come.
+    complete: bool,
+    /// It cannot be read.
+    lost: bool,
+    /// Somebody has taken the result.
+    told: bool,
+}
+
+/// A piece that was claimed and read: the buffer holds it.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    number: usize,
+    /// Where its blobs end in the buffer, in order.
+    pub(crate) ends: Vec<usize>,
+}
+
+/// What became of a file.
+pub(crate) enum Ending {
+    /// Others are still at it.
+    NotYet,
+    /// It is stored.
+    Stored(Vec<Place>),
+    /// It cannot be read; the fault is noted.
+    Lost,
+}
+
+impl Large {
+    /// Begins with a file of this size.
+    ///
+    /// # Errors
+    /// If its beginning cannot be read.
+    pub(crate) fn begin(source: Source, size: u64, chunking: &Chunking) -> Result<Self, Fault> {
+        let mut head = [0; HEAD];
+        let length = size.min(HEAD as u64) as usize;
+        source.read(&mut head[..length], 0)?;
+        let cutting = chunking.cutting(&head[..length], size);
+        Ok(Self { source, size, cutting, cursor: Mutex::new(0), parts: Mutex::default() })
+    }
+
+    /// Claims the next piece and reads it into the buffer; nothing if there is none left.
+    ///
+    /// # Errors
+    /// If it cannot be read; then there is none left either.
+    pub(crate) fn claim(
+        &self,
+        roller: &mut Roller,
+        max: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<Piece>, Fault> {
+        let mut cursor = lock(&self.cursor);
+        let from = *cursor;
+        if from >= self.size {
+            return Ok(None);
+        }
+        match self.cutting {
+            Cutting::Fixed(blob) => {
+                let to = (from + (PIECE / blob).max(1) * blob).min(self.size);
+                *cursor = to;
+                let number = self.issue(to);
+                drop(cursor);
+                let ends = (from..to).step_by(blob as usize).map(|at| ((at + blob).min(to) - from) as usize);
+                let piece = Piece { number, ends: ends.collect() };
+                self.read(buffer, from, to).inspect_err(|_| {
+                    *lock(&self.cursor) = self.size;
+                    self.lose(1);
+                })?;
+                self.source.forget(from, to - from);
+                Ok(Some(piece))
+            }
+            Cutting::Content => {
+                let cut = self.find_cuts(roller, max, buffer, from).inspect_err(|_| {
+                    *cursor = self.size;
+                    self.lose(0);
+                })?;
+                let length = cut.last().map_or(0, |end| *end as u64);
+                *cursor = from + length;
+                self.source.forget(from, length);
+                Ok(Some(Piece { number: self.issue(*cursor), ends: cut }))
+            }
+        }
+    }
+
+    /// Reads on from here until there is at least one cut.
+    fn find_cuts(
+        &self,
+        roller: &mut Roller,
+        max: usize,
+        buffer: &mut Vec<u8>,
+        from: u64,
+    ) -> Result<Vec<usize>, Fault> {
+        let mut to = (from + PIECE).min(self.size);
+        self.read(buffer, from, to)?;
+        let mut ends = Vec::new();
+        loop {
+            let at = ends.last().copied().unwrap_or(0);
+            match roller.cut(&buffer[at..], to == self.size) {
+                Some(length) => ends.push(at + length),
+                None if !ends.is_empty() || to == self.size => return Ok(ends),
+                None => {
+                    to = (from + max as u64).min(self.size);
+                    self.read(buffer, from, to)?;
+                }
+            }
+        }
+    }
+
+    fn read(&self, buffer: &mut Vec<u8>, from: u64, to: u64) -> Result<(), Fault> {
+        buffer.resize((to - from) as usize, 0);
+        self.source.read(buffer, from)
+    }
+
+    fn issue(&self, next: u64) -> usize {
+        let mut parts = lock(&self.parts);
+        parts.stored.push(None);
+        parts.missing += 1;
+        parts.complete = next >= self.size;
+        parts.stored.len() - 1
+    }
+
+    /// It cannot be read, and so many pieces that were claimed will not be stored. The cursor is at the end, so no
+    /// other is claimed.
+    fn lose(&self, pieces: usize) {
+        let mut parts = lock(&self.parts);
+        (parts.lost, parts.complete) = (true, true);
+        parts.missing -= pieces;
+    }
+
+    /// Takes the places of a stored piece.
+    pub(crate) fn put(&self, piece: &Piece, places: Vec<Place>) {
+        let mut parts = lock(&self.parts);
+        parts.stored[piece.number] = Some(places);
+        parts.missing -= 1;
+    }
+
+    /// Whether there may be pieces left to claim.
+    pub(crate) fn is_open(&self) -> bool {
+        !lock(&self.parts).complete
+    }
+
+    /// What became of it, for the one who asks first when all pieces are stored.
+    ///
+    /// # Errors
+    /// If it is not any more what it was when it was opened.
+    pub(crate) fn ending(&self) -> Result<Ending, Fault> {
+        let stored = {
+            let mut parts = lock(&self.parts);
+            if !parts.complete || parts.missing > 0 || parts.told {
+                return Ok(Ending::NotYet);
+            }
+            parts.told = true;
+            if parts.lost {
+                return Ok(Ending::Lost);
+            }
+            std::mem::take(&mut parts.stored)
+        };
+        self.source.finish()?;
+        Ok(Ending::Stored(stored.into_iter().flatten().flatten().collect()))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

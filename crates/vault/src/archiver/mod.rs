@@ -1,0 +1,233 @@
+//! Our own way of writing into a repository of restic's format: a manifest becomes packs, index and trees.
+//!
+//! ```text
+//! manifest ─┬─ worker ─ read, cut, hash, look up, compress, encrypt ─ its own pack ─┐
+//!           ├─ worker …                                                             ├─ index files
+//!           └─ (in order) what is stored or carried over ─ trees ─ tree packs ──────┘
+//! ```
+//!
+//! Files that the parent holds under the same path and stamp are carried over from memory ([`parent`]); nothing of
+//! them is opened. Files of pages are cut at fixed places, all others where restic cuts them ([`chunk`]). Memory is
+//! bounded by the workers' packs and pieces, 16 MiB each, by the index (53 to 59 bytes a blob) and by what is known
+//! of the parent (about 50 bytes a file).
+//!
+//! Crash story: packs are durable before the index names them, and the snapshot is written by whoever called us, after
+//! that. Whatever ends us leaves packs that no index names; the next session finds and reuses them ([`orphans`]). Who
+//! may run beside us: `docs/CONCURRENCY.md`.
+
+mod blobs;
+mod chunk;
+mod index;
+mod indexer;
+mod large;
+mod load;
+mod name;
+mod node;
+mod orphans;
+mod pack;
+mod parent;
+mod trees;
+mod work;
+
+use std::{collections::HashMap, num::NonZero, thread};
+
+use model::entry::{Entry, Kind};
+use rustic_core::repofile::{BlobType, ConfigFile};
+
+pub(crate) use self::{
+    blobs::Blobs,
+    index::{Index, Lost, Place},
+    load::packs,
+    name::Name,
+    node::{StoredKind, StoredNode},
+    parent::{Base, Contents},
+};
+use self::{
+    chunk::Chunking,
+    indexer::IndexWriter,
+    pack::Sink,
+    trees::Trees,
+    work::{Board, carried},
+};
+use crate::repository::{
+    backend::Backend,
+    crypt::SecretKey,
+    error::{RepositoryError, while_doing},
+    meter::Meter,
+    source::Feed,
+};
+
+/// The level at which zstd compresses: higher ones cost more than they save on databases.
+const LEVEL: i32 = 1;
+
+/// Packs of data are not larger than this, in bytes, but for one with a single blob.
+const DATA_PACK: usize = 8 << 20;
+
+/// Packs of trees likewise.
+const TREE_PACK: usize = 4 << 20;
+
+/// How many cores there are.
+fn cores() -> usize {
+    thread::available_parallelism().map_or(2, NonZero::get)
+}
+
+/// What lasts for a writing session.
+pub(crate) struct Archiver {
+    chunking: Chunking,
+    level: Option<i32>,
+    pub(crate) index: Index,
+    indexer: IndexWriter,
+}
+
+/// One pass over a feed.
+struct Job<'a> {
+    feed: &'a Feed,
+    bases: &'a [Base],
+    chunking: &'a Chunking,
+    meter: &'a Meter,
+    sink: Sink<'a>,
+    data_pack: usize,
+    tree_pack: usize,
+}
+
+/// What a pass reads from and writes to.
+#[derive(Clone, Copy)]
+pub(crate) struct Pass<'a> {
+    pub(crate) backend: &'a Backend,
+    pub(crate) key: &'a SecretKey,
+    pub(crate) meter: &'a Meter,
+    pub(crate) feed: &'a Feed,
+    /// What may be carried over, the first that has it wins.
+    pub(crate) bases: &'a [Base],
+}
+
+impl Archiver {
+    /// Begins a session on what the repository holds now. `alone` says, when it is asked, whether nobody else holds
+    /// a lock.
+    ///
+    /// # Errors
+    /// If the index cannot be read.
+    pub(crate) fn begin(
+        backend: &Backend,
+        key: &SecretKey,
+        config: &ConfigFile,
+        alone: impl FnOnce() -> Result<bool, RepositoryError>,
+    ) -> Result<Self, RepositoryError> {
+        let reading = "reading the repository's config";
+        let compressed = config.zstd().map_err(while_doing(reading))?;
+        Ok(Self {
+            chunking: Chunking::of(config).map_err(while_doing(reading))?,
+            level: compressed.map(|level| if level == 0 { LEVEL } else { level }),
+            index: load::load(backend, key, alone)?,
+            indexer: IndexWriter::default(),
+        })
+    }
+
+    /// Reads what a stored tree holds that can be carried over, and which of its directories cannot be read.
+    pub(crate) fn base(
+        &self,
+        backend: &Backend,
+        key: &SecretKey,
+        root: Name,
+    ) -> (Base, Vec<(std::path::PathBuf, RepositoryError)>) {
+        parent::read(Blobs { backend, key, index: &self.index }, root)
+    }
+
+    /// Stores the contents of a feed's files, and returns them as what a later pass may carry over.
+    ///
+    /// # Errors
+    /// If the repository cannot be written, or somebody asked to stop.
+    pub(crate) fn store_ahead(&self, pass: Pass<'_>) -> Result<Base, RepositoryError> {
+        let (mut known, mut contents) = (model::known::Known::default(), Contents::default());
+        let job = self.job(pass);
+        job.run(|entry, content| {
+            if job.feed.is_settled(entry) {
+                let stamp = entry.meta.stamp();
+                known.insert(&entry.path, stamp);
+                contents.add(&entry.path, &stamp, content);
+            }
+            Ok(())
+        })?;
+        self.indexer.finish(&job.sink)?;
+        contents.sort();
+        Ok(Base { known: known.into(), contents: contents.into() })
+    }
+
+    /// Stores a feed, and returns the name of its tree when everything is on disk and in the index.
+    ///
+    /// # Errors
+    /// If the repository cannot be written, or somebody asked to stop.
+    pub(crate) fn store(&self, pass: Pass<'_>) -> Result<Name, RepositoryError> {
+        let job = self.job(pass);
+        let mut trees = Trees::new(&job)?;
+        job.run(|entry, content| trees.add(entry, content))?;
+        let root = trees.finish()?;
+        self.indexer.finish(&job.sink)?;
+        Ok(root)
+    }
+
+    fn job<'a>(&'a self, pass: Pass<'a>) -> Job<'a> {
+        let sink = Sink {
+            backend: pass.backend,
+            key: pass.key,
+            index: &self.index,
+            indexer: &self.indexer,
+            level: self.level,
+        };
+        Job {
+            feed: pass.feed,
+            bases: pass.bases,
+            chunking: &self.chunking,
+            meter: pass.meter,
+            sink,
+            data_pack: DATA_PACK,
+            tree_pack: TREE_PACK,
+        }
+    }
+}
+
+impl Job<'_> {
+    /// Stores the contents of all files, and hands every entry to `take` in order, with its content if it is a file;
+    /// files that cannot be read are left out. All packs of data are on disk when this returns.
+    fn run(
+        &self,
+        mut take: impl FnMut(&Entry, &[Place]) -> Result<(), RepositoryError>,
+    ) -> Result<(), RepositoryError> {
+        let board = Board::new();
+        let (taken, left) = thread::scope(|scope| {
+            let workers: Vec<_> =
+                (0..2 * cores()).map(|_| scope.spawn(|| work::work(self, &board))).collect();
+            let taken = self.take_all(&board, &mut take);
+            if let Err(error) = &taken {
+                tracing::debug!("the archiver gives up: {error}");
+                board.fail(RepositoryError::Damaged { what: "the archiver gave up".into() });
+            }
+            // A worker that panics has failed the board.
+            let left: Vec<_> =
+                workers.into_iter().filter_map(|worker| worker.join().ok().flatten()).collect();
+            (taken, left)
+        });
+        taken?;
+        board.into_result()?;
+        pack::write_all(&self.sink, BlobType::Data, self.data_pack, left)
+    }
+
+    fn take_all(
+        &self,
+        board: &Board,
+        take: &mut impl FnMut(&Entry, &[Place]) -> Result<(), RepositoryError>,
+    ) -> Result<(), RepositoryError> {
+        let mut early = HashMap::new();
+        for (place, entry) in self.feed.entries() {
+            if entry.kind != Kind::File {
+                take(entry, &[])?;
+            } else if let Some(content) = carried(self, entry) {
+                self.meter.count(entry.meta.size.0);
+                take(entry, content)?;
+            } else if let Some(content) = board.wait(self, place, &mut early)? {
+                take(entry, &content)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,265 @@
+//! Packs: blobs one after the other, each compressed and encrypted by itself, and a header that lists them.
+//!
+//! Layout: "Pack Format" in restic's `doc/design.rst`: `blob … blob | encrypted header | length of the header
+//! (4 bytes, little endian)`. A blob is `nonce (16) | ciphertext | tag (16)`; it is compressed where that makes
+//! it smaller.
+//!
+//! Crash story: a pack is written whole and durable ([`Backend::put`]) before it is told to the index
+//! writer. A stop before that leaves at most a complete pack that no index names; the next run reuses it.
+
+use rustic_core::{FileType, repofile::BlobType};
+use zstd::bulk::Compressor;
+
+use super::{
+    index::{Index, Place, Spot},
+    indexer::{IndexWriter, PackRecord},
+    name::Name,
+};
+use crate::repository::{
+    backend::Backend,
+    crypt::SecretKey,
+    error::{RepositoryError, StorageError},
+};
+
+/// Bytes of nonce and tag around a sealed blob.
+pub(crate) const OVERHEAD: usize = 32;
+
+const PLAIN_DATA: u8 = 0;
+const PLAIN_TREE: u8 = 1;
+const PACKED_DATA: u8 = 2;
+const PACKED_TREE: u8 = 3;
+
+/// What writing needs, shared by all workers.
+pub(crate) struct Sink<'a> {
+    pub(crate) backend: &'a Backend,
+    pub(crate) key: &'a SecretKey,
+    pub(crate) index: &'a Index,
+    pub(crate) indexer: &'a IndexWriter,
+    /// The level of zstd; nothing in a repository without compression.
+    pub(crate) level: Option<i32>,
+}
+
+/// One blob of a pack that is being made.
+struct Packed {
+    place: Place,
+    name: Name,
+    spot: Spot,
+}
+
+/// A pack that is being made.
+pub(crate) struct Packer {
+    tpe: BlobType,
+    /// The size in bytes that it should not exceed.
+    limit: usize,
+    bytes: Vec<u8>,
+    blobs: Vec<Packed>,
+    compressor: Option<Compressor<'static>>,
+    scratch: Vec<u8>,
+}
+
+impl Packer {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// If the compressor cannot be made.
+    pub(crate) fn new(tpe: BlobType, limit: usize, level: Option<i32>) -> Result<Self, RepositoryError> {
+        let compressor = level.map(Compressor::new).transpose().map_err(|error| uncompressible(&error))?;
+        Ok(Self { tpe, limit, bytes: Vec::new(), blobs: Vec::new(), compressor, scratch: Vec::new() })
+    }
+
+    /// Adds a blob whose place was claimed, and writes the pack if it is full.
+    ///
+    /// # Errors
+    /// If the pack cannot be written.
+    pub(crate) fn add(
+        &mut self,
+        sink: &Sink<'_>,
+        (place, name): (Place, Name),
+        plain: &[u8],
+    ) -> Result<(), RepositoryError> {
+        let packed = self.compress(plain)?;
+        let (length, raw) = if packed { (self.scratch.len(), plain.len() as u32) } else { (plain.len(), 0) };
+        let length = length + OVERHEAD;
+        if !self.blobs.is_empty() && self.bytes.len() + length + self.header_length() > self.limit {
+            let mut sealed = self.take();
+            sealed.write(sink, self.tpe)?;
+            self.bytes = sealed.bytes;
+            self.bytes.clear();
+        }
+        if self.bytes.capacity() == 0 {
+            self.bytes.reserve_exact(self.limit.max(length) + 4096);
+        }
+        let offset = self.bytes.len() as u32;
+        let content = if packed { self.scratch.as_slice() } else { plain };
+        sink.key.seal_into(content, &mut self.bytes).map_err(|_| unsealable())?;
+        self.blobs.push(Packed { place, name, spot: Spot { offset, length: length as u32, raw } });
+        Ok(())
+    }
+
+    /// Ends it: what is left in it, to be written by [`write_all`].
+    pub(crate) fn end(mut self) -> Sealed {
+        self.take()
+    }
+
+    fn take(&mut self) -> Sealed {
+        Sealed { bytes: std::mem::take(&mut self.bytes), blobs: std::mem::take(&mut self.blobs) }
+    }
+
+    fn header_length(&self) -> usize {
+        (self.blobs.len() + 1) * 41 + OVERHEAD + 4
+    }
+
+    /// Compresses into the scratch space; whether that made it smaller.
+    fn compress(&mut self, plain: &[u8]) -> Result<bool, RepositoryError> {
+        let Some(compressor) = self.compressor.as_mut().filter(|_| !plain.is_empty()) else {
+            return Ok(false);
+        };
+        self.scratch.clear();
+        self.scratch.reserve(zstd::zstd_safe::compress_bound(plain.len()));
+        compressor.compress_to_buffer(plain, &mut self.scratch).map_err(|error| uncompressible(&error))?;
+        Ok(self.scratch.len() < plain.len())
+    }
+}
+
+/// Sealed blobs, before their header.
+pub(crate) struct Sealed {
+    bytes: Vec<u8>,
+    blobs: Vec<Packed>,
+}
+
+impl Sealed {
+    /// Takes over the blobs of another: a sealed blob does not depend on where it is.
+    fn append(&mut self, other: Self) {
+        let by = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(&other.bytes);
+        self.blobs.extend(other.blobs.into_iter().map(|mut blob| {
+            blob.spot.offset += by;
+            blob
+        }));
+    }
+
+    /// Writes it, durable when this returns, and tells the indexes.
+    fn write(&mut self, sink: &Sink<'_>, tpe: BlobType) -> Result<(), RepositoryError> {
+        let tail = header(sink.key, tpe, self.blobs.iter().map(|blob| (blob.name, blob.spot)))?;
+        self.bytes.extend_from_slice(&tail);
+        let pack = Name::of(&self.bytes);
+        sink.backend.put(FileType::Pack, &pack.id(), &self.bytes)?;
+        let size = self.bytes.len() as u64;
+        let record = PackRecord::new(pack, self.blobs.iter().map(|blob| (tpe, blob.name, blob.spot)));
+        let places: Vec<(Place, Spot)> = self.blobs.iter().map(|blob| (blob.place, blob.spot)).collect();
+        sink.index.settle(pack, size, &places);
+        sink.indexer.add(sink, record)
+    }
+}
+
+/// Writes what several packers have left, in as few packs of at most `limit` bytes as go in order.
+///
+/// # Errors
+/// If a pack cannot be written.
+pub(crate) fn write_all(
+    sink: &Sink<'_>,
+    tpe: BlobType,
+    limit: usize,
+    left: Vec<Sealed>,
+) -> Result<(), RepositoryError> {
+    let mut open: Option<Sealed> = None;
+    for next in left.into_iter().filter(|sealed| !sealed.blobs.is_empty()) {
+        match &mut open {
+            Some(sealed) if sealed.bytes.len() + next.bytes.len() <= limit => sealed.append(next),
+            _ => {
+                let full = open.replace(next);
+                full.map_or(Ok(()), |mut full| full.write(sink, tpe))?;
+            }
+        }
+    }
+    open.map_or(Ok(()), |mut last| last.write(sink, tpe))
+}
+
+/// The encrypted header of a pack with its length behind it.
+fn header(
+    key: &SecretKey,
+    tpe: BlobType,
+    blobs: impl Iterator<Item = (Name, Spot)>,
+) -> Result<Vec<u8>, RepositoryError> {
+    let mut plain = Vec::new();
+    for (name, spot) in blobs {
+        let kind = match (tpe, spot.raw) {
+            (BlobType::Data, 0) => PLAIN_DATA,
+            (BlobType::Tree, 0) => PLAIN_TREE,
+            (BlobType::Data, _) => PACKED_DATA,
+            (BlobType::Tree, _) => PACKED_TREE,
+        };
+        plain.push(kind);
+        plain.extend_from_slice(&spot.length.to_le_bytes());
+        if spot.raw != 0 {
+            plain.extend_from_slice(&spot.raw.to_le_bytes());
+        }
+        plain.extend_from_slice(&name.0);
+    }
+    let mut sealed = Vec::with_capacity(plain.len() + OVERHEAD + 4);
+    key.seal_into(&plain, &mut sealed).map_err(|_| unsealable())?;
+    let length = sealed.len() as u32;
+    sealed.extend_from_slice(&length.to_le_bytes());
+    Ok(sealed)
+}
+
+/// What a decrypted header lists; nothing if it is not one.
+pub(crate) fn parse_header(mut plain: &[u8]) -> Option<Vec<(BlobType, Name, Spot)>> {
+    let mut blobs = Vec::new();
+    let mut offset = 0_u32;
+    while let Some((kind, rest)) = plain.split_first() {
+        let (tpe, packed) = match *kind {
+            PLAIN_DATA => (BlobType::Data, false),
+            PLAIN_TREE => (BlobType::Tree, false),
+            PACKED_DATA => (BlobType::Data, true),
+            PACKED_TREE => (BlobType::Tree, true),
+            _ => return None,
+        };
+        let (length, rest) = rest.split_first_chunk::<4>()?;
+        let (raw, rest) = if packed {
+            let (raw, rest) = rest.split_first_chunk::<4>()?;
+            (u32::from_le_bytes(*raw), rest)
+        } else {
+            (0, rest)
+        };
+        let (name, rest) = rest.split_first_chunk::<32>()?;
+        let length = u32::from_le_bytes(*length);
+        blobs.push((tpe, Name(*name), Spot { offset, length, raw }));
+        offset = offset.checked_add(length)?;
+        plain = rest;
+    }
+    Some(blobs)
+}
+
+fn uncompressible(error: &std::io::Error) -> RepositoryError {
+    RepositoryError::Damaged { what: format!("a blob cannot be compressed: {error}") }
+}
+
+fn unsealable() -> RepositoryError {
+    RepositoryError::Damaged { what: "a blob cannot be encrypted: it is too large".into() }
+}
+
+/// Reads the header of a pack of this size on disk.
+///
+/// # Errors
+/// If the pack cannot be read or has no header that fits its size.
+pub(crate) fn read_header(
+    backend: &Backend,
+    key: &SecretKey,
+    pack: &Name,
+    size: u64,
+) -> Result<Vec<(BlobType, Name, Spot)>, StorageError> {
+    let path = backend.path(FileType::Pack, &pack.id());
+    let damaged = |what: &str| StorageError::Damaged { path: path.clone(), what: what.into() };
+    let size = u32::try_from(size).map_err(|_| damaged("it is larger than a pack may be"))?;
+    let read = |at, length| backend.read_part(FileType::Pack, &pack.id(), at, length);
+    let at = size.checked_sub(4).ok_or_else(|| damaged("it is too short for a pack"))?;
+    let mut length = [0; 4];
+    length.copy_from_slice(&read(at, 4)?);
+    let length = u32::from_le_bytes(length);
+    let at = at.checked_sub(length).ok_or_else(|| damaged("its header is longer than it is"))?;
+    let plain = key.decrypt(&read(at, length)?).map_err(|_| damaged("its header does not decrypt"))?;
+    let blobs = parse_header(&plain).ok_or_else(|| damaged("its header is not one"))?;
+    let end = blobs.last().map_or(0, |(.., spot)| u64::from(spot.offset) + u64::from(spot.length));
+    if end == u64::from(at) { Ok(blobs) } else { Err(damaged("its header does not fit its size")) }
+}

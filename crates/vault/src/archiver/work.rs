@@ -1,0 +1,383 @@
+//! The workers: each does the whole way from the file to the pack by itself, into a pack of its own.
+//!
+//! There are twice as many as cores, so that one that waits for the disk (`fsync`) keeps no core idle. They claim
+//! runs of small files, and help each other with large ones. What they are done with goes to the board, from which
+//! the caller takes it in the order of the manifest.
+//!
+//! Crash story: see [`super::pack`]. The first failed write ends everything; a worker that panics does too.
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use model::entry::{Body, Entry, Kind};
+use rustic_core::repofile::BlobType;
+
+use super::{
+    Job,
+    chunk::Roller,
+    index::{Claim, Place},
+    large::{Ending, Large, Piece},
+    name::Name,
+    orphans,
+    pack::{Packer, Sealed},
+};
+use crate::repository::{
+    error::{RepositoryError, StorageError},
+    source::{Fault, Source},
+};
+
+/// So many entries are claimed at a time, or fewer if they are large.
+const RUN: usize = 16;
+
+/// A run ends with the file that makes it this large, in bytes.
+const RUN_BYTES: u64 = 1 << 20;
+
+/// Workers are at most so many entries ahead of the caller: results wait in memory.
+const AHEAD: usize = 1 << 17;
+
+/// How often whoever waits looks whether somebody asked to stop.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What was stored of a file; nothing if it could not be read.
+pub(crate) type Stored = Option<Vec<Place>>;
+
+struct State {
+    /// The next entry to claim.
+    next: usize,
+    /// All entries before this one were taken by the caller.
+    taken: usize,
+    done: HashMap<usize, Stored>,
+    /// The caller waits for this one.
+    awaited: Option<usize>,
+    open: Vec<(usize, Arc<Large>)>,
+    busy: usize,
+    failed: Option<RepositoryError>,
+}
+
+/// What is to be done and what is done.
+pub(crate) struct Board {
+    state: Mutex<State>,
+    delivered: Condvar,
+    work: Condvar,
+}
+
+enum Work {
+    Run(Range<usize>),
+    Help(usize, Arc<Large>),
+}
+
+/// Why a file is not stored.
+enum Trouble {
+    File(Fault),
+    All(RepositoryError),
+}
+
+impl From<Fault> for Trouble {
+    fn from(fault: Fault) -> Self {
+        Self::File(fault)
+    }
+}
+
+impl From<RepositoryError> for Trouble {
+    fn from(error: RepositoryError) -> Self {
+        Self::All(error)
+    }
+}
+
+impl Board {
+    pub(crate) fn new() -> Self {
+        let state = State {
+            next: 0,
+            taken: 0,
+            done: HashMap::new(),
+            awaited: None,
+            open: Vec::new(),
+            busy: 0,
+            failed: None,
+        };
+        Self { state: Mutex::new(state), delivered: Condvar::new(), work: Condvar::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends everything with an error; the first one stands.
+    pub(crate) fn fail(&self, error: RepositoryError) {
+        self.state().failed.get_or_insert(error);
+        self.delivered.notify_all();
+        self.work.notify_all();
+    }
+
+    fn stopped(&self, job: &Job<'_>) -> RepositoryError {
+        StorageError::Stopped { dir: job.sink.backend.dir().into() }.into()
+    }
+
+    fn claim(&self, job: &Job<'_>) -> Option<Work> {
+        let mut state = self.state();
+        loop {
+            if state.failed.is_some() {
+                return None;
+            }
+            if job.feed.is_stopped() {
+                let stopped = self.stopped(job);
+                drop(state);
+                self.fail(stopped);
+                return None;
+            }
+            if state.next < job.feed.len() && state.next < state.taken + AHEAD {
+                let run = run_from(job, state.next);
+                state.next = run.end;
+                state.busy += 1;
+                return Some(Work::Run(run));
+            }
+            state.open.retain(|(_, large)| large.is_open());
+            if let Some((place, large)) = state.open.first().cloned() {
+                // The next one who comes helps another.
+                state.open.rotate_left(1);
+                state.busy += 1;
+                return Some(Work::Help(place, large));
+            }
+            if state.next >= job.feed.len() && state.busy == 0 {
+                return None;
+            }
+            state = self.work.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn end_of_work(&self) {
+        let mut state = self.state();
+        state.busy -= 1;
+        if state.busy == 0 {
+            self.work.notify_all();
+        }
+    }
+
+    fn deliver(&self, results: &mut Vec<(usize, Stored)>) {
+        if results.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        let awaited = state.awaited.is_some_and(|place| results.iter().any(|(done, _)| *done == place));
+        state.done.extend(results.drain(..));
+        if awaited {
+            state.awaited = None;
+            self.delivered.notify_all();
+        }
+    }
+
+    /// Waits for what was stored of a file. Everything else that is done by then goes to `early`.
+    ///
+    /// # Errors
+    /// If everything ended with an error, or somebody asked to stop.
+    pub(crate) fn wait(
+        &self,
+        job: &Job<'_>,
+        place: usize,
+        early: &mut HashMap<usize, Stored>,
+    ) -> Result<Stored, RepositoryError> {
+        if let Some(stored) = early.remove(&place) {
+            return Ok(stored);
+        }
+        let mut state = self.state();
+        loop {
+            early.extend(state.done.drain());
+            let full = state.next >= state.taken + AHEAD;
+            state.taken = place;
+            if full {
+                self.work.notify_all();
+            }
+            if let Some(stored) = early.remove(&place) {
+                return Ok(stored);
+            }
+            if let Some(error) = state.failed.take() {
+                state.failed = Some(self.stopped(job));
+                return Err(error);
+            }
+            state.awaited = Some(place);
+            state = self.delivered.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The error that ended everything, after all workers have.
+    pub(crate) fn into_result(self) -> Result<(), RepositoryError> {
+        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        state.failed.map_or(Ok(()), Err)
+    }
+}
+
+/// The entries from here on that one worker stores.
+fn run_from(job: &Job<'_>, from: usize) -> Range<usize> {
+    let (mut to, mut bytes) = (from, 0);
+    while to < from + RUN && bytes < RUN_BYTES {
+        let Some(entry) = job.feed.entry(to) else { break };
+        if entry.kind == Kind::File {
+            bytes += entry.meta.size.0;
+        }
+        to += 1;
+    }
+    from..to
+}
+
+/// The content of a file that is carried over from what is stored already.
+pub(crate) fn carried<'a>(job: &Job<'a>, entry: &Entry) -> Option<&'a [Place]> {
+    if entry.body != Body::Carried {
+        return None;
+    }
+    let stamp = entry.meta.stamp();
+    job.bases.iter().find_map(|base| base.contents.get(&entry.path, &stamp))
+}
+
+/// One worker: works until nothing is left, and returns what is left in its pack.
+pub(crate) fn work(job: &Job<'_>, board: &Board) -> Option<Sealed> {
+    let _alarm = Alarm(board);
+    let packer = match Packer::new(BlobType::Data, job.data_pack, job.sink.level) {
+        Ok(packer) => packer,
+        Err(error) => {
+            board.fail(error);
+            return None;
+        }
+    };
+    let roller = Roller::new(job.chunking);
+    let mut worker = Worker { job, board, packer, roller, buffer: Vec::new(), results: Vec::new() };
+    while let Some(work) = board.claim(job) {
+        let worked = match work {
+            Work::Run(places) => worker.run(places),
+            Work::Help(place, large) => worker.drain(place, &large),
+        };
+        board.deliver(&mut worker.results);
+        board.end_of_work();
+        if let Err(error) = worked {
+            board.fail(error);
+        }
+    }
+    Some(worker.packer.end())
+}
+
+/// Ends everything if its worker panics, for nobody would wait in vain otherwise.
+struct Alarm<'a>(&'a Board);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(RepositoryError::Damaged { what: "a thread of the archiver panicked".into() });
+        }
+    }
+}
+
+struct Worker<'a, 'b> {
+    job: &'a Job<'b>,
+    board: &'a Board,
+    packer: Packer,
+    roller: Roller,
+    buffer: Vec<u8>,
+    results: Vec<(usize, Stored)>,
+}
+
+impl Worker<'_, '_> {
+    fn run(&mut self, places: Range<usize>) -> Result<(), RepositoryError> {
+        for place in places {
+            let Some(entry) = self.job.feed.entry(place).filter(|entry| entry.kind == Kind::File) else {
+                continue;
+            };
+            if self.job.feed.is_stopped() {
+                return Ok(());
+            }
+            if carried(self.job, entry).is_some() {
+                continue;
+            }
+            let size = entry.meta.size.0;
+            let stored = if size <= self.job.chunking.whole() {
+                self.small(place, size).map(Some)
+            } else {
+                self.large(place, size).map(|()| None)
+            };
+            match stored {
+                Ok(Some(content)) => self.results.push((place, Some(content))),
+                Ok(None) => {}
+                Err(Trouble::File(fault)) => self.lose(place, fault),
+                Err(Trouble::All(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn lose(&mut self, place: usize, fault: Fault) {
+        self.job.feed.note(place, fault);
+        self.results.push((place, None));
+    }
+
+    /// A file that is one blob.
+    fn small(&mut self, place: usize, size: u64) -> Result<Vec<Place>, Trouble> {
+        let source = Source::open(self.job.feed, place)?;
+        self.buffer.resize(size as usize, 0);
+        source.read(&mut self.buffer, 0)?;
+        source.finish()?;
+        let end = self.buffer.len();
+        let content = if end == 0 { Vec::new() } else { vec![self.store(0..end)?] };
+        self.job.meter.count(size);
+        Ok(content)
+    }
+
+    fn large(&mut self, place: usize, size: u64) -> Result<(), Trouble> {
+        let source = Source::open(self.job.feed, place)?;
+        let large = Arc::new(Large::begin(source, size, self.job.chunking)?);
+        self.board.deliver(&mut self.results);
+        self.board.state().open.push((place, large.clone()));
+        self.board.work.notify_all();
+        Ok(self.drain(place, &large)?)
+    }
+
+    /// Stores pieces of a large file until none are left.
+    fn drain(&mut self, place: usize, large: &Large) -> Result<(), RepositoryError> {
+        while !self.job.feed.is_stopped() {
+            match large.claim(&mut self.roller, self.job.chunking.max(), &mut self.buffer) {
+                Ok(Some(piece)) => {
+                    let places = self.piece(&piece)?;
+                    large.put(&piece, places);
+                }
+                Ok(None) => break,
+                Err(fault) => self.job.feed.note(place, fault),
+            }
+        }
+        match large.ending() {
+            Ok(Ending::NotYet) => {}
+            Ok(Ending::Stored(content)) => self.results.push((place, Some(content))),
+            Ok(Ending::Lost) => self.results.push((place, None)),
+            Err(fault) => self.lose(place, fault),
+        }
+        Ok(())
+    }
+
+    fn piece(&mut self, piece: &Piece) -> Result<Vec<Place>, RepositoryError> {
+        let mut from = 0;
+        let mut places = Vec::with_capacity(piece.ends.len());
+        for end in &piece.ends {
+            places.push(self.store(from..*end)?);
+            from = *end;
+        }
+        self.job.meter.count(from as u64);
+        Ok(places)
+    }
+
+    /// Stores a blob that stands in the buffer, unless it is there already.
+    fn store(&mut self, range: Range<usize>) -> Result<Place, RepositoryError> {
+        let sink = &self.job.sink;
+        let plain = &self.buffer[range];
+        let name = Name::of(plain);
+        loop {
+            match sink.index.claim(BlobType::Data, &name) {
+                Claim::Known(place) => return Ok(place),
+                Claim::Mine(place) => {
+                    self.packer.add(sink, (place, name), plain)?;
+                    return Ok(place);
+                }
+                Claim::Orphan { pack } => orphans::look(sink, pack)?,
+            }
+        }
+    }
+}
