@@ -8,6 +8,7 @@
 //! restic's locks: see [`mod@lock`].
 
 mod backend;
+mod blobs;
 mod check;
 mod compare;
 mod crypt;
