@@ -6,6 +6,7 @@
 //! dead run's successor brings the old state back, after it the old state is only still to be removed.
 
 use std::{
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -19,6 +20,13 @@ use crate::{
 
 /// What takes the bytes of a file, in order. A failure ends the reading and is handed through.
 pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<(), Failure> + 'a;
+
+/// What gives the bytes of a file, in order: fills the front of the buffer, and says how much; 0 at the end.
+pub type Tap<'a> = dyn FnMut(&mut [u8]) -> Result<usize, Failure> + 'a;
+
+/// Where a file may be divided for several threads: at multiples of this, in bytes. Blocks of every filesystem
+/// and chunks of page files divide it.
+pub const STRETCH: u64 = 32 << 20;
 
 /// Why what was written was not put in place.
 #[derive(Debug)]
@@ -52,13 +60,19 @@ pub trait Fetch: Send {
 pub trait Contents: Sync {
     /// Everything in it.
     fn listing(&self) -> &Listing;
-    /// Hands over the bytes of the regular file at this index of the listing, in order. Every part has been
-    /// compared with its cryptographic name before it is handed over, and all parts together have the
-    /// listed size.
+    /// Hands over these bytes of the regular file at this index of the listing, in order. Every part has been
+    /// compared with its cryptographic name before it is handed over, and all parts of the file together have
+    /// the listed size.
     ///
     /// # Errors
     /// [`crate::port::FailureKind::Damaged`] if stored bytes are missing or wrong; else what the sink says.
-    fn read(&self, item: usize, sink: &mut Sink<'_>) -> Result<(), Failure>;
+    fn read(&self, item: usize, range: Range<u64>, sink: &mut Sink<'_>) -> Result<(), Failure>;
+    /// Whether what the tap gives is the content of that file, and nothing more: by the cryptographic names of its
+    /// parts, without reading what is stored.
+    ///
+    /// # Errors
+    /// What the tap says; if the backup does not say what the file holds.
+    fn matches(&self, item: usize, tap: &mut Tap<'_>) -> Result<bool, Failure>;
 }
 
 /// The machine that a backup is restored on.
@@ -131,11 +145,11 @@ pub trait Beside: Sync {
     /// [`crate::port::FailureKind::NoSpace`] or anything else that makes going on pointless.
     fn directories(&self) -> Result<Vec<Problem>, Failure>;
     /// Makes one regular file, with its attributes once its bytes are there. May be called from several
-    /// threads.
+    /// threads. To `compare` is to read back what is written, where that is cheap while the bytes are at hand.
     ///
     /// # Errors
     /// If it cannot be made.
-    fn file(&self, part: usize, item: &Listed) -> Result<Box<dyn Writing + '_>, Failure>;
+    fn file(&self, part: usize, item: &Listed, compare: bool) -> Result<Box<dyn Writing + '_>, Failure>;
     /// Makes hard links, symbolic links, devices and pipes. `lost` names the files that could not be written,
     /// for hard links to them.
     ///
@@ -158,7 +172,7 @@ pub trait Beside: Sync {
     ///
     /// # Errors
     /// If it cannot be opened.
-    fn reread(&self, part: usize, item: &Listed) -> Result<Box<dyn Comparing + '_>, Failure>;
+    fn reread(&self, part: usize, item: &Listed) -> Result<Box<dyn Reading + '_>, Failure>;
     /// Where the object of this part lies, with all it holds.
     ///
     /// # Errors
@@ -190,26 +204,50 @@ pub trait Beside: Sync {
 }
 
 /// A regular file that is being written. Dropping it unfinished removes it.
-pub trait Writing {
-    /// Appends bytes; long runs of zeros become holes.
+pub trait Writing: Send + Sync {
+    /// Begins to write these bytes of it. Several threads may write several stretches at once, each of which begins
+    /// at a multiple of [`STRETCH`] and ends at one or with the file.
     ///
     /// # Errors
     /// [`crate::port::FailureKind::NoSpace`] or what the filesystem says.
-    fn append(&mut self, bytes: &[u8]) -> Result<(), Failure>;
-    /// Sets size and attributes; attributes that could not be set are problems.
+    fn stretch(&self, range: Range<u64>) -> Result<Box<dyn Stretch + '_>, Failure>;
+    /// Sets size and attributes.
     ///
     /// # Errors
-    /// What the filesystem says.
-    fn finish(self: Box<Self>) -> Result<Vec<Problem>, Failure>;
+    /// If bytes of it were not written; what the filesystem says.
+    fn finish(self: Box<Self>) -> Result<Finished, Failure>;
 }
 
-/// A file that is compared with what it should hold.
-pub trait Comparing {
-    /// Whether the next bytes on disk are these.
+/// A part of a file that is being written.
+pub trait Stretch {
+    /// Appends bytes; long runs of zeros become holes.
+    ///
+    /// # Errors
+    /// [`crate::port::FailureKind::NoSpace`] or what the filesystem says; if bytes read back otherwise.
+    fn append(&mut self, bytes: &[u8]) -> Result<(), Failure>;
+    /// Writes what is not written yet.
+    ///
+    /// # Errors
+    /// As [`Stretch::append`].
+    fn end(self: Box<Self>) -> Result<(), Failure>;
+}
+
+/// A file that was written, read back.
+pub trait Reading {
+    /// Fills the front of the buffer with the next bytes, from the disk where that can be had; 0 at the end.
     ///
     /// # Errors
     /// If they cannot be read.
-    fn is_next(&mut self, bytes: &[u8]) -> Result<bool, Failure>;
+    fn next(&mut self, buffer: &mut [u8]) -> Result<usize, Failure>;
+}
+
+/// A regular file that was written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Finished {
+    /// Attributes that could not be set.
+    pub problems: Vec<Problem>,
+    /// Every byte was read back from the disk, past the memory of this machine, and is what was written.
+    pub is_compared: bool,
 }
 
 /// After the point of no return.

@@ -7,14 +7,12 @@
 //! and never on a mix. After the swap's point of no return only what was there before is still to be removed.
 //! A backup of the same application must not run beside us: the program holds its lock.
 
+mod files;
 mod swap;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::Arc,
 };
 
 use model::{
@@ -22,13 +20,16 @@ use model::{
     port_restore::{Beside, Contents, ServerTarget, Site, Swapped},
     problem::{Effect, Problem},
     restore::{
-        Request, RestorePlan, RestoreReport, ServerAct, Target, Work, databases, places, server_files,
-        sidecars, work,
+        Request, RestorePlan, RestoreReport, ServerAct, Target, databases, places, server_files, sidecars,
+        work,
     },
     size::Bytes,
 };
 
-use self::swap::{refuse_open, swap};
+use self::{
+    files::Written,
+    swap::{refuse_open, swap},
+};
 
 /// How many problems are told one by one.
 const MOST_PROBLEMS: usize = 1000;
@@ -45,9 +46,9 @@ pub struct Job<'a> {
     pub clock: &'a dyn Clock,
     /// Where progress is reported.
     pub progress: &'a dyn Progress,
-    /// How many files are written at once; each takes the memory of one part of a file (8 MiB at most).
+    /// How many threads write at once; each takes the memory of a few parts of a file (8 MiB each at most).
     pub threads: usize,
-    /// Read everything back from disk and compare it with the repository: takes twice as long.
+    /// Read everything back from disk and compare it.
     pub reread: bool,
 }
 
@@ -190,22 +191,12 @@ fn ready(
     Ok(problems)
 }
 
-/// What was written beside.
-#[derive(Debug, Default)]
-struct Written {
-    files: u64,
-    bytes: Bytes,
-    problems: Vec<Problem>,
-    lost: Vec<PathBuf>,
-}
-
 fn write(plan: &RestorePlan, job: &Job<'_>, beside: &dyn Beside) -> Result<Written, Failure> {
     let listing = job.contents.listing();
     let work = work(plan, listing);
     let first = beside.directories()?;
-    let mut written = with_progress(job.progress, Stage::Restoring, Some(plan.bytes), || {
-        in_threads(job, &work, |part, item| write_file(job, beside, part, item))
-    })?;
+    let mut written =
+        with_progress(job.progress, Stage::Restoring, Some(plan.bytes), || files::write(job, beside, &work))?;
     written.problems.splice(0..0, first);
     written.problems.extend(beside.complete(&written.lost)?);
     for (link, _) in &work.links {
@@ -213,12 +204,14 @@ fn write(plan: &RestorePlan, job: &Job<'_>, beside: &dyn Beside) -> Result<Writt
         written.bytes = written.bytes + listing.entries()[link.1].meta.size;
     }
     written.problems.extend(with_progress(job.progress, Stage::Verifying, None, || beside.verify())?);
-    if job.reread {
+    if job.reread && !written.uncompared.is_empty() {
         beside.sync()?;
-        let compared = with_progress(job.progress, Stage::Reading, Some(plan.bytes), || {
-            in_threads(job, &work, |part, item| reread(job, beside, part, item))
+        let sizes = written.uncompared.iter().map(|file| listing.entries()[file.1].meta.size.0);
+        let total = Bytes(sizes.sum());
+        let problems = with_progress(job.progress, Stage::Reading, Some(total), || {
+            files::compare(job, beside, &written.uncompared)
         })?;
-        written.problems.extend(compared.problems);
+        written.problems.extend(problems);
     }
     written.problems.extend(beside.seal()?);
     beside.sync()?;
@@ -235,78 +228,6 @@ fn with_progress<T>(
     let result = task();
     progress.end();
     result
-}
-
-/// Does something with every regular file. A full disk ends it all; any other failure loses that file only.
-fn in_threads<F>(job: &Job<'_>, work: &Work, task: F) -> Result<Written, Failure>
-where
-    F: Fn(usize, usize) -> Result<Vec<Problem>, Failure> + Sync,
-{
-    let (next, full) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let shared: Mutex<(Written, Option<Failure>)> = Mutex::default();
-    let entries = job.contents.listing().entries();
-    let worker = || {
-        while let Some((part, item)) = work.files.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if full.load(Ordering::Relaxed) {
-                return;
-            }
-            let done = task(*part, *item);
-            let mut state = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            let meta = &entries[*item].meta;
-            match done {
-                Ok(problems) => {
-                    state.0.files += 1;
-                    state.0.bytes = state.0.bytes + meta.size;
-                    state.0.problems.extend(problems);
-                }
-                Err(failure) if failure.kind == FailureKind::NoSpace => {
-                    full.store(true, Ordering::Relaxed);
-                    state.1.get_or_insert(failure);
-                }
-                Err(failure) => {
-                    let path = entries[*item].path.clone();
-                    let what = format!("could not be restored: {}", failure.in_full());
-                    state.0.problems.push(Problem::missing(path.clone(), what, ""));
-                    state.0.lost.push(path);
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..job.threads.max(1) {
-            scope.spawn(worker);
-        }
-        worker();
-    });
-    let (mut written, failure) = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
-    written.problems.sort_by(|a, b| a.path.cmp(&b.path));
-    failure.map_or(Ok(written), Err)
-}
-
-fn write_file(job: &Job<'_>, beside: &dyn Beside, part: usize, item: usize) -> Result<Vec<Problem>, Failure> {
-    let mut file = beside.file(part, &job.contents.listing().entries()[item])?;
-    job.contents.read(item, &mut |bytes| {
-        file.append(bytes)?;
-        job.progress.advance(Bytes(bytes.len() as u64));
-        Ok(())
-    })?;
-    file.finish()
-}
-
-fn reread(job: &Job<'_>, beside: &dyn Beside, part: usize, item: usize) -> Result<Vec<Problem>, Failure> {
-    let entry = &job.contents.listing().entries()[item];
-    let mut file = beside.reread(part, entry)?;
-    let mut same = true;
-    job.contents.read(item, &mut |bytes| {
-        same = same && file.is_next(bytes)?;
-        job.progress.advance(Bytes(bytes.len() as u64));
-        Ok(())
-    })?;
-    if same {
-        return Ok(Vec::new());
-    }
-    let what = "reads back otherwise than it was written: the disk may be failing";
-    Ok(vec![Problem::missing(&entry.path, what, "restore to another disk")])
 }
 
 /// Everything is as it was: what was written beside is removed.

@@ -2,6 +2,7 @@
 //! or what was restored, never a mix; and the application runs again on one of the two.
 
 use std::{
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
@@ -17,7 +18,7 @@ use model::{
     id::{AppName, BackupId, CutId, SourceId},
     plan::HoldClass,
     port::{Failure, FailureKind, Frozen, Hold, Journal, Silent},
-    port_restore::{Contents, Lies, ServerTarget, Sink},
+    port_restore::{Contents, Lies, ServerTarget, Sink, Tap},
     problem::Problem,
     record::{BackupRecord, PinNote, RECORD_VERSION, StoredBackup},
     restore::{Listed, Listing, Opened, Request, RestoreReport, ServerAct, ServerPart, Target},
@@ -333,7 +334,7 @@ fn an_open_database_is_replaced_only_if_the_stop_hook_ends_who_has_it_open() {
     }
 }
 
-/// Hands over other bytes when it is read again, as a failing disk or memory would.
+/// Hands over other bytes than it names, as a failing memory would.
 struct Fickle {
     inner: MemoryBackup,
     reads: AtomicUsize,
@@ -343,15 +344,18 @@ impl Contents for Fickle {
     fn listing(&self) -> &Listing {
         self.inner.listing()
     }
-    fn read(&self, item: usize, sink: &mut Sink<'_>) -> Result<(), Failure> {
+    fn read(&self, item: usize, range: Range<u64>, sink: &mut Sink<'_>) -> Result<(), Failure> {
         let is_first = self.reads.fetch_add(1, Ordering::SeqCst) == 0;
-        self.inner.read(item, &mut |bytes| {
+        self.inner.read(item, range, &mut |bytes| {
             let mut bytes = bytes.to_vec();
             if is_first {
                 bytes.iter_mut().take(1).for_each(|b| *b ^= 1);
             }
             sink(&bytes)
         })
+    }
+    fn matches(&self, item: usize, tap: &mut Tap<'_>) -> Result<bool, Failure> {
+        self.inner.matches(item, tap)
     }
 }
 

@@ -19,6 +19,7 @@ use crate::process;
 
 mod attributes;
 mod beside;
+mod direct;
 mod old;
 mod survey;
 mod swap;

@@ -8,6 +8,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    fs::File,
     io,
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -25,7 +26,8 @@ use model::{
 };
 use rustix::{
     fs::{
-        AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, chmodat, chownat, utimensat,
+        AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, chmodat, chownat, fchmod,
+        fchown, futimens, utimensat,
     },
     io::Errno,
 };
@@ -82,38 +84,49 @@ impl Setter {
 
     /// Sets everything that the listing says of an object that is there.
     pub fn set(&self, place: &Place, item: &Listed) -> Vec<Problem> {
+        self.set_on(&On::Name(place), item)
+    }
+
+    /// The same for a file that is open.
+    pub fn set_open(&self, file: &File, item: &Listed) -> Vec<Problem> {
+        self.set_on(&On::Open(file), item)
+    }
+
+    fn set_on(&self, on: &On<'_>, item: &Listed) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut note = |what: &str, result: io::Result<()>| {
             if let Err(error) = result {
                 problems.push(not_set(&item.path, what, &error));
             }
         };
-        let owned = self.set_owner(place, &item.meta);
+        let owned = self.set_owner(on, &item.meta);
         let is_own = matches!(owned, Ok(true));
         note("the owner", owned.map(|_| ()));
         for attribute in self.own(&item.meta.xattrs) {
             let name = OsStr::from_bytes(&attribute.name);
             let what = format!("the attribute {}", name.to_string_lossy());
-            note(&what, xattr::set(place.path(), name, &attribute.value));
+            note(&what, on.set_attribute(name, &attribute.value));
         }
         if !matches!(item.kind, Kind::Symlink(_)) {
             // Set-id bits for somebody else's sake are worse than none.
             let bits = if is_own { item.meta.mode & PERMISSIONS } else { item.meta.mode & 0o1777 };
-            note("the mode", set_mode(place, bits));
+            note("the mode", on.set_mode(bits));
         }
-        note("the times", set_times(place, &item.meta));
+        note("the times", on.set_times(&item.meta));
         problems
     }
 
     /// Whether the owner is now the listed one; not being allowed to set it is counted, not an error.
-    fn set_owner(&self, place: &Place, meta: &Meta) -> io::Result<bool> {
-        let uid = (self.privileged || meta.uid != self.uid).then(|| Uid::from_raw(meta.uid));
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        let group = chownat(&place.dir, &place.name, None, Some(Gid::from_raw(meta.gid)), flags);
-        let user = uid.map_or(Ok(()), |uid| chownat(&place.dir, &place.name, Some(uid), None, flags));
+    fn set_owner(&self, on: &On<'_>, meta: &Meta) -> io::Result<bool> {
+        let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
+        if self.privileged {
+            return on.set_owner(Some(uid), Some(gid)).map(|()| true).map_err(io::Error::from);
+        }
+        let group = on.set_owner(None, Some(gid));
+        let user = if meta.uid == self.uid { Ok(()) } else { on.set_owner(Some(uid), None) };
         match group.and(user) {
             Ok(()) => Ok(true),
-            Err(Errno::PERM) if !self.privileged => {
+            Err(Errno::PERM) => {
                 self.foreign.fetch_add(1, Ordering::Relaxed);
                 Ok(false)
             }
@@ -154,13 +167,43 @@ pub(super) fn is_for_everyone(name: &[u8]) -> bool {
     name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_")
 }
 
-fn set_mode(place: &Place, bits: u32) -> io::Result<()> {
-    Ok(chmodat(&place.dir, &place.name, Mode::from_raw_mode(bits), AtFlags::empty())?)
+/// What attributes are set on.
+enum On<'a> {
+    Name(&'a Place),
+    /// Saves looking the name up again, for each attribute.
+    Open(&'a File),
 }
 
-fn set_times(place: &Place, meta: &Meta) -> io::Result<()> {
-    let times = Timestamps { last_access: timespec(meta.atime), last_modification: timespec(meta.mtime) };
-    Ok(utimensat(&place.dir, &place.name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+impl On<'_> {
+    fn set_owner(&self, uid: Option<Uid>, gid: Option<Gid>) -> rustix::io::Result<()> {
+        match self {
+            Self::Name(place) => chownat(&place.dir, &place.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW),
+            Self::Open(file) => fchown(file, uid, gid),
+        }
+    }
+
+    fn set_attribute(&self, name: &OsStr, value: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Name(place) => xattr::set(place.path(), name, value),
+            Self::Open(file) => xattr::FileExt::set_xattr(*file, name, value),
+        }
+    }
+
+    fn set_mode(&self, bits: u32) -> io::Result<()> {
+        let mode = Mode::from_raw_mode(bits);
+        Ok(match self {
+            Self::Name(place) => chmodat(&place.dir, &place.name, mode, AtFlags::empty())?,
+            Self::Open(file) => fchmod(file, mode)?,
+        })
+    }
+
+    fn set_times(&self, meta: &Meta) -> io::Result<()> {
+        let times = Timestamps { last_access: timespec(meta.atime), last_modification: timespec(meta.mtime) };
+        Ok(match self {
+            Self::Name(place) => utimensat(&place.dir, &place.name, &times, AtFlags::SYMLINK_NOFOLLOW)?,
+            Self::Open(file) => futimens(file, &times)?,
+        })
+    }
 }
 
 fn timespec(time: Timestamp) -> Timespec {

@@ -16,7 +16,7 @@ use model::{
     entry::Kind,
     pathtext,
     port::{Failure, FailureKind, Journal},
-    port_restore::{Beside, Comparing, NotSwapped, Swapped, Writing},
+    port_restore::{Beside, NotSwapped, Reading, Swapped, Writing},
     problem::Problem,
     restore::{Exchange, Listed, Listing, Part, RestorePlan, Target, Work, work},
     undo::{Move, Ticket, Undo},
@@ -25,9 +25,10 @@ use rustix::fs::{AtFlags, FileType, Mode};
 
 use super::{
     attributes::{Place, Setter, forget_inherited},
+    direct::Buffers,
     swap::{self, SwapError, exists},
     verify,
-    write::{NewFile, WrittenFile, cannot},
+    write::{NewFile, Ways, WrittenFile, cannot},
 };
 use crate::staging;
 
@@ -46,6 +47,7 @@ pub(super) struct LocalBeside<'a> {
     work: Work,
     journal: Arc<dyn Journal>,
     setter: Setter,
+    buffers: Buffers,
     areas: BTreeMap<PathBuf, Area>,
 }
 
@@ -62,6 +64,7 @@ impl<'a> LocalBeside<'a> {
             work: work(plan, listing),
             journal: Arc::clone(journal),
             setter: Setter::new(plan.privileged),
+            buffers: Buffers::default(),
             areas: BTreeMap::new(),
         };
         let dirs = plan.parts.iter().map(|p| &p.beside).chain(plan.drops.iter().map(|d| &d.beside));
@@ -330,7 +333,7 @@ impl Beside for LocalBeside<'_> {
             .collect())
     }
 
-    fn file(&self, part: usize, item: &Listed) -> Result<Box<dyn Writing + '_>, Failure> {
+    fn file(&self, part: usize, item: &Listed, compare: bool) -> Result<Box<dyn Writing + '_>, Failure> {
         let item = self.listing.find(&item.path).ok_or_else(|| {
             Failure::new(
                 FailureKind::Other,
@@ -338,7 +341,8 @@ impl Beside for LocalBeside<'_> {
                 "",
             )
         })?;
-        Ok(Box::new(NewFile::create(self.place(part, &item.path)?, item, &self.setter)?))
+        let ways = Ways { setter: &self.setter, buffers: &self.buffers, compare };
+        Ok(Box::new(NewFile::create(self.place(part, &item.path)?, item, ways)?))
     }
 
     fn complete(&self, lost: &[PathBuf]) -> Result<Vec<Problem>, Failure> {
@@ -381,7 +385,7 @@ impl Beside for LocalBeside<'_> {
         Ok(problems)
     }
 
-    fn reread(&self, part: usize, item: &Listed) -> Result<Box<dyn Comparing + '_>, Failure> {
+    fn reread(&self, part: usize, item: &Listed) -> Result<Box<dyn Reading + '_>, Failure> {
         let item = self.listing.find(&item.path).ok_or_else(|| {
             Failure::new(
                 FailureKind::Other,

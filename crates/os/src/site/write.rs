@@ -3,13 +3,19 @@
 //! Crash story: the file is new, in a staging directory that nobody else can enter, closed to others until it
 //! has all its bytes; dropped unfinished, it is removed.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{
+    fs::File,
+    io::{self, Read},
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use model::{
     pathtext,
     port::{Failure, FailureKind},
-    port_restore::{Comparing, Writing},
-    problem::Problem,
+    port_restore::{Finished, Reading, Stretch, Writing},
     restore::Listed,
 };
 use rustix::{
@@ -17,66 +23,102 @@ use rustix::{
     io::Errno,
 };
 
-use super::attributes::{PERMISSIONS, Place, Setter};
+use super::{
+    attributes::{PERMISSIONS, Place, Setter},
+    direct::{self, Batches, Buffers, STEP},
+};
 use crate::staging::is_no_space;
-
-/// Runs of zeros are looked for in steps of this size.
-const STEP: usize = 64 * 1024;
 
 /// Shorter runs of zeros, at the end of a part, are written: no filesystem has smaller blocks.
 const SHORTEST_HOLE: usize = 4096;
 
+/// How files are written.
+pub(super) struct Ways<'a> {
+    pub setter: &'a Setter,
+    pub buffers: &'a Buffers,
+    /// What is written is read back where that is cheap.
+    pub compare: bool,
+}
+
 /// A file that is being written.
 pub(super) struct NewFile<'a> {
     file: File,
+    /// The same past the page cache.
+    direct: Option<File>,
     place: Place,
     item: &'a Listed,
-    setter: &'a Setter,
-    offset: u64,
-    finished: bool,
+    ways: Ways<'a>,
+    /// Bytes that were appended.
+    appended: AtomicU64,
+    /// Where the last byte lies that was written.
+    reaches: AtomicU64,
+    is_finished: bool,
 }
 
 impl<'a> NewFile<'a> {
-    pub fn create(place: Place, item: &'a Listed, setter: &'a Setter) -> Result<Self, Failure> {
+    pub fn create(place: Place, item: &'a Listed, ways: Ways<'a>) -> Result<Self, Failure> {
+        let fail = |error: io::Error| cannot("made", &item.path, error);
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = rustix::fs::openat(&place.dir, &place.name, flags, Mode::RUSR | Mode::WUSR);
-        let file = File::from(opened.map_err(|e| cannot("made", &item.path, e.into()))?);
-        Ok(Self { file, place, item, setter, offset: 0, finished: false })
+        let file = File::from(opened.map_err(|error| fail(error.into()))?);
+        let (appended, reaches) = (AtomicU64::new(0), AtomicU64::new(0));
+        let mut new = Self { file, direct: None, place, item, ways, appended, reaches, is_finished: false };
+        if item.meta.size.0 >= direct::FROM && direct::is_for(&new.file) {
+            new.file.set_len(item.meta.size.0).map_err(fail)?;
+            let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            // A disk that cannot do it is written to through the cache.
+            let opened = rustix::fs::openat(&new.place.dir, &new.place.name, flags, Mode::empty());
+            new.direct = opened.ok().map(File::from);
+        }
+        Ok(new)
     }
 
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, bytes: &[u8], mut at: u64) -> io::Result<()> {
         for step in bytes.chunks(STEP) {
             let is_hole = step.len() >= SHORTEST_HOLE && step.iter().all(|b| *b == 0);
+            let end = at + step.len() as u64;
             if !is_hole {
-                self.file.write_all_at(step, self.offset)?;
+                self.file.write_all_at(step, at)?;
+                self.reaches.fetch_max(end, Ordering::Relaxed);
             }
-            self.offset += step.len() as u64;
+            at = end;
         }
         Ok(())
+    }
+
+    fn failed(&self, error: io::Error) -> Failure {
+        cannot("written", &self.item.path, error)
     }
 }
 
 impl Writing for NewFile<'_> {
-    fn append(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.write(bytes).map_err(|e| cannot("written", &self.item.path, e))
+    fn stretch(&self, range: Range<u64>) -> Result<Box<dyn Stretch + '_>, Failure> {
+        let direct = self.direct.as_ref();
+        let way = direct.map(|file| Batches::new(file, self.ways.buffers, range.clone(), self.ways.compare));
+        Ok(Box::new(NewStretch { of: self, rest: range, way }))
     }
 
-    fn finish(mut self: Box<Self>) -> Result<Vec<Problem>, Failure> {
-        if self.offset != self.item.meta.size.0 {
+    fn finish(mut self: Box<Self>) -> Result<Finished, Failure> {
+        let size = self.item.meta.size.0;
+        let appended = self.appended.load(Ordering::Relaxed);
+        if appended != size {
             let shown = pathtext::show(&self.item.path);
-            let what =
-                format!("{shown} has {} bytes in the backup, not {}", self.offset, self.item.meta.size.0);
+            let what = format!("{shown} has {appended} bytes in the backup, not {size}");
             return Err(Failure::new(FailureKind::Damaged, what, "check the repository"));
         }
-        self.file.set_len(self.offset).map_err(|e| cannot("written", &self.item.path, e))?;
-        self.finished = true;
-        Ok(self.setter.set(&self.place, self.item))
+        // A hole at the end was not written; the last block of a disk was written in full.
+        if self.direct.is_some() || self.reaches.load(Ordering::Relaxed) < size {
+            self.file.set_len(size).map_err(|error| self.failed(error))?;
+        }
+        self.is_finished = true;
+        let problems = self.ways.setter.set_open(&self.file, self.item);
+        Ok(Finished { problems, is_compared: self.ways.compare && (self.direct.is_some() || size == 0) })
     }
 }
 
 impl Drop for NewFile<'_> {
     fn drop(&mut self) {
-        if !self.finished
+        if !self.is_finished
             && let Err(error) = rustix::fs::unlinkat(&self.place.dir, &self.place.name, AtFlags::empty())
         {
             tracing::warn!(path = %self.item.path.display(), %error, "an unfinished file is left");
@@ -84,12 +126,43 @@ impl Drop for NewFile<'_> {
     }
 }
 
-/// A written file that is compared with what it should hold.
+/// A part of a file that is being written.
+struct NewStretch<'a> {
+    of: &'a NewFile<'a>,
+    /// What is still to come of it.
+    rest: Range<u64>,
+    way: Option<Batches<'a>>,
+}
+
+impl Stretch for NewStretch<'_> {
+    fn append(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let length = bytes.len() as u64;
+        if length > self.rest.end - self.rest.start {
+            let what = format!("{} has more bytes than are listed", pathtext::show(&self.of.item.path));
+            return Err(Failure::new(FailureKind::Damaged, what, "check the repository"));
+        }
+        let written = match &mut self.way {
+            Some(batches) => batches.append(bytes),
+            None => self.of.write(bytes, self.rest.start),
+        };
+        written.map_err(|error| self.of.failed(error))?;
+        self.rest.start += length;
+        self.of.appended.fetch_add(length, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn end(mut self: Box<Self>) -> Result<(), Failure> {
+        match &mut self.way {
+            Some(batches) => batches.flush().map_err(|error| self.of.failed(error)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A written file that is read back.
 pub(super) struct WrittenFile<'a> {
     file: File,
     item: &'a Listed,
-    offset: u64,
-    buffer: Vec<u8>,
 }
 
 impl<'a> WrittenFile<'a> {
@@ -111,20 +184,17 @@ impl<'a> WrittenFile<'a> {
         let file = File::from(opened.map_err(|e| cannot("read back", &item.path, e.into()))?);
         // So that the disk is asked, not memory; a filesystem that cannot do it is compared all the same.
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-        Ok(Self { file, item, offset: 0, buffer: Vec::new() })
+        Ok(Self { file, item })
     }
 }
 
-impl Comparing for WrittenFile<'_> {
-    fn is_next(&mut self, bytes: &[u8]) -> Result<bool, Failure> {
-        self.buffer.resize(bytes.len(), 0);
-        match self.file.read_exact_at(&mut self.buffer, self.offset) {
-            Ok(()) => {
-                self.offset += bytes.len() as u64;
-                Ok(self.buffer == bytes)
+impl Reading for WrittenFile<'_> {
+    fn next(&mut self, buffer: &mut [u8]) -> Result<usize, Failure> {
+        loop {
+            match self.file.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => return read.map_err(|error| cannot("read back", &self.item.path, error)),
             }
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-            Err(error) => Err(cannot("read back", &self.item.path, error)),
         }
     }
 }

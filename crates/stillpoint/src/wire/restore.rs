@@ -28,8 +28,10 @@ use super::{
     served::{self, FilesTarget, LoadTarget},
 };
 
-/// How many files are written at once.
-const THREADS: usize = 4;
+/// How many threads write: while one waits for the disk another unpacks.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(4, |cores| (2 * cores.get()).clamp(4, 16))
+}
 
 /// What is asked for.
 #[must_use]
@@ -115,7 +117,7 @@ fn job<'a>(
         journal: run.journal(),
         clock: &*run.clock,
         progress,
-        threads: THREADS,
+        threads: threads(),
         reread,
     }
 }

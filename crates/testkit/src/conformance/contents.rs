@@ -32,6 +32,8 @@ pub trait Bench {
 pub fn suite(make: impl Fn() -> Box<dyn Bench>) {
     cases!(make:
         what_was_stored_is_listed_and_read,
+        any_range_can_be_read,
+        what_is_the_same_matches_and_nothing_else,
         a_sink_that_fails_ends_the_reading,
         threads_read_side_by_side,
         what_is_not_there_is_an_error,
@@ -60,9 +62,13 @@ fn item(contents: &dyn Contents, path: &Path) -> usize {
     contents.listing().position(path).unwrap_or_else(|| panic!("{} is not listed", path.display()))
 }
 
+fn size(contents: &dyn Contents, item: usize) -> u64 {
+    contents.listing().entries().get(item).map_or(0, |entry| entry.meta.size.0)
+}
+
 fn read(contents: &dyn Contents, item: usize) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
-    contents.read(item, &mut |part| {
+    contents.read(item, 0..size(contents, item), &mut |part| {
         bytes.extend_from_slice(part);
         Ok(())
     })?;
@@ -94,11 +100,57 @@ pub fn what_was_stored_is_listed_and_read(bench: &dyn Bench) {
     });
 }
 
+/// Wherever parts begin and end.
+pub fn any_range_can_be_read(bench: &dyn Bench) {
+    stored(bench, |contents, files| {
+        for (path, bytes) in files {
+            let (item, size) = (item(contents, path), bytes.len());
+            for (from, to) in
+                [(0, 0), (0, 1), (1, size), (size / 3, size / 2), (size / 2, size), (size, size)]
+            {
+                let (from, to) = (from.min(size), to.min(size));
+                let mut found = Vec::new();
+                let read = contents.read(item, from as u64..to as u64, &mut |part| {
+                    found.extend_from_slice(part);
+                    Ok(())
+                });
+                assert!(read.is_ok() && found == bytes[from..to], "{} from {from} to {to}", path.display());
+            }
+        }
+    });
+}
+
+/// Byte for byte, and no byte more or less.
+pub fn what_is_the_same_matches_and_nothing_else(bench: &dyn Bench) {
+    stored(bench, |contents, files| {
+        for (path, bytes) in files {
+            let item = item(contents, path);
+            let matches = |mut bytes: &[u8]| {
+                // A tap may give less than it was asked for.
+                let same = contents.matches(item, &mut |buffer| {
+                    let length = buffer.len().min(bytes.len()).min(10_000);
+                    buffer[..length].copy_from_slice(&bytes[..length]);
+                    bytes = &bytes[length..];
+                    Ok(length)
+                });
+                same.unwrap_or_else(|failure| panic!("{}", failure.in_full()))
+            };
+            assert!(matches(bytes), "{}", path.display());
+            assert!(!matches(&[bytes.as_slice(), b"."].concat()), "{} goes on", path.display());
+            if let Some((last, front)) = bytes.split_last() {
+                assert!(!matches(front), "{} ends early", path.display());
+                assert!(!matches(&[front, &[last ^ 1]].concat()), "{} is other", path.display());
+            }
+        }
+    });
+}
+
 /// It is called no more, and its failure comes out as it is.
 pub fn a_sink_that_fails_ends_the_reading(bench: &dyn Bench) {
     stored(bench, |contents, _| {
         let mut calls = 0;
-        let failed = contents.read(item(contents, &bench.root().join("sub/large")), &mut |_| {
+        let large = item(contents, &bench.root().join("sub/large"));
+        let failed = contents.read(large, 0..size(contents, large), &mut |_| {
             calls += 1;
             Err(Failure::new(FailureKind::NoSpace, "the disk is full", ""))
         });
@@ -139,7 +191,7 @@ pub fn damage_is_never_handed_over(bench: &dyn Bench) {
     bench.open(&mut |contents| {
         for (path, bytes) in &files {
             let mut found = Vec::new();
-            let done = contents.read(item(contents, path), &mut |part| {
+            let done = contents.read(item(contents, path), 0..bytes.len() as u64, &mut |part| {
                 found.extend_from_slice(part);
                 Ok(())
             });

@@ -8,6 +8,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -18,7 +19,7 @@ use std::{
 use model::{
     entry::Kind,
     port::{Failure, FailureKind, Journal},
-    port_restore::{Contents, Sink},
+    port_restore::{Contents, Sink, Tap},
     restore::Listing,
     time::Deadline,
     undo::{Ticket, Undo},
@@ -151,21 +152,43 @@ pub struct MemoryBackup {
 /// Files are handed over in parts of this size.
 const PART: usize = 100_000;
 
+impl MemoryBackup {
+    fn file(&self, item: usize) -> Result<(&PathBuf, &Vec<u8>), Failure> {
+        let entry = self.listing.entries().get(item).filter(|entry| entry.kind == Kind::File);
+        entry
+            .and_then(|entry| self.bytes.get_key_value(&entry.path))
+            .ok_or_else(|| Failure::new(FailureKind::Other, "there is no such file in the backup", ""))
+    }
+}
+
 impl Contents for MemoryBackup {
     fn listing(&self) -> &Listing {
         &self.listing
     }
 
-    fn read(&self, item: usize, sink: &mut Sink<'_>) -> Result<(), Failure> {
+    fn read(&self, item: usize, range: Range<u64>, sink: &mut Sink<'_>) -> Result<(), Failure> {
         self.script.step("contents.read")?;
-        let none = || Failure::new(FailureKind::Other, "there is no such file in the backup", "");
-        let entry = self.listing.entries().get(item).filter(|e| e.kind == Kind::File).ok_or_else(none)?;
-        let mut parts = self.bytes.get(&entry.path).ok_or_else(none)?.chunks(PART);
-        if let Some(kind) = self.fail.get(&entry.path) {
+        let (path, bytes) = self.file(item)?;
+        let at = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len());
+        let mut parts = bytes[at(range.start)..at(range.end)].chunks(PART);
+        if let Some(kind) = self.fail.get(path) {
             parts.next().map_or(Ok(()), &mut *sink)?;
             return Err(Failure::new(*kind, "ordered by the test", ""));
         }
         parts.try_for_each(sink)
+    }
+
+    fn matches(&self, item: usize, tap: &mut Tap<'_>) -> Result<bool, Failure> {
+        self.script.step("contents.matches")?;
+        let (_, bytes) = self.file(item)?;
+        let mut found = Vec::new();
+        let mut buffer = vec![0; PART];
+        loop {
+            match tap(&mut buffer)? {
+                0 => return Ok(found == *bytes),
+                length => found.extend_from_slice(&buffer[..length]),
+            }
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 
 use aes256ctr_poly1305aes::{
     Aes256CtrPoly1305Aes, Key as CipherKey,
-    aead::{Aead, AeadInPlace, Nonce},
+    aead::{Aead, AeadInPlace, Nonce, Tag},
 };
 use rand::RngCore;
 use rustic_core::repofile::MasterKey;
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 const NONCE: usize = 16;
+const TAG: usize = 16;
 
 /// What could not be decrypted: a wrong key or changed bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -88,6 +89,20 @@ impl SecretKey {
         self.cipher().decrypt(nonce, body).map_err(|_| Undecryptable)
     }
 
+    /// What a sealed blob has more than its content, in bytes.
+    pub(crate) const OVERHEAD: u32 = (NONCE + TAG) as u32;
+
+    /// Authenticates, and decrypts where it is; the content within it.
+    pub(crate) fn decrypt_in_place<'s>(&self, sealed: &'s mut [u8]) -> Result<&'s [u8], Undecryptable> {
+        let (nonce, body) = sealed.split_at_mut_checked(NONCE).ok_or(Undecryptable)?;
+        let length = body.len().checked_sub(TAG).ok_or(Undecryptable)?;
+        let (body, tag) = body.split_at_mut(length);
+        let nonce = Nonce::<Aes256CtrPoly1305Aes>::from_slice(nonce);
+        let tag = Tag::<Aes256CtrPoly1305Aes>::from_slice(tag);
+        self.cipher().decrypt_in_place_detached(nonce, b"", body, tag).map_err(|_| Undecryptable)?;
+        Ok(body)
+    }
+
     /// Decrypts an unpacked file (lock, index, snapshot): JSON as it is, or the byte 2 and JSON compressed
     /// with zstd (format 2).
     pub(crate) fn decrypt_file(&self, sealed: &[u8]) -> Result<Vec<u8>, Undecryptable> {
@@ -142,8 +157,11 @@ mod tests {
         key.seal_into(b"plain", &mut more).unwrap();
         assert_eq!(key.decrypt(&more[6..]).unwrap(), b"plain");
         assert_eq!(SecretKey::random().decrypt(&sealed), Err(Undecryptable));
+        assert_eq!(key.decrypt_in_place(&mut sealed.clone()), Ok(&b"{\"a\":1}"[..]));
         sealed[20] ^= 1;
         assert_eq!(key.decrypt(&sealed), Err(Undecryptable));
+        assert_eq!(key.decrypt_in_place(&mut sealed.clone()), Err(Undecryptable));
+        assert_eq!(key.decrypt_in_place(&mut sealed[..31]), Err(Undecryptable));
         assert_eq!(key.decrypt(&sealed[..9]), Err(Undecryptable));
     }
 

@@ -9,6 +9,7 @@
 //! restic's locks: see [`mod@lock`].
 
 pub(crate) mod backend;
+mod blobs;
 mod check;
 mod compare;
 pub(crate) mod crypt;

@@ -1,8 +1,7 @@
 //! Reading a backup for a restore: the port [`Fetch`].
 //!
-//! rustic_core's own restore panics when the disk is full and only logs what it could not set, so only its
-//! reading is used. Its reading checks each blob's authentication code but not its name, so the name, which is
-//! the SHA-256 of the content, is compared here.
+//! rustic_core's own restore panics when the disk is full and only logs what it could not set, and its reading does not
+//! compare names; so only its index is used, and [`Blobs`] reads.
 //!
 //! Crash story: reads only, under restic's shared lock, which is journalled before it is made. Writers may run
 //! beside us; whoever deletes is kept out by the lock. A repository that cannot be written to is read without.
@@ -10,8 +9,10 @@
 use std::{
     collections::HashMap,
     ffi::OsStr,
+    ops::Range,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use jiff::Timestamp;
@@ -20,22 +21,22 @@ use model::{
     id::BackupId,
     pathtext,
     port::{Failure, FailureKind},
-    port_restore::{Contents, Fetch, Sink},
+    port_restore::{Contents, Fetch, STRETCH, Sink, Tap},
     problem::{Effect, Problem},
     restore::{Listed, Listing},
     size::Bytes,
 };
 use rustic_core::{
     BlobId, DataId, TreeId,
-    repofile::{BlobType, Node, NodeType},
+    repofile::{BlobType, Node, NodeType, Tree},
 };
 
 use super::{
-    crypt::name_of,
-    error::{RepositoryError, while_doing},
+    blobs::{Blobs, Unread, name_of},
+    error::RepositoryError,
     lock::{Lock, LockKind},
     node,
-    open::{Indexed, Repository},
+    open::Repository,
 };
 
 /// No path that Linux takes is longer (`PATH_MAX`), so nothing below it is followed.
@@ -55,8 +56,8 @@ impl Repository {
             Err(error) => return Err(error.into()),
         };
         let snapshot = self.snapshot(backup)?;
-        let index = self.indexed()?;
-        let mut walk = Walk { index: &index, found: Vec::new(), problems: Vec::new() };
+        let parts = Blobs::new(self.indexed()?, Arc::clone(&self.backend), self.locks.key.clone());
+        let mut walk = Walk { parts: &parts, found: Vec::new(), problems: Vec::new() };
         if let Some(error) = unlocked {
             let what = format!("the repository is read without a lock: {error}");
             walk.problems.push(Problem::new(Effect::Note, None, what, "let nobody prune it meanwhile"));
@@ -66,7 +67,8 @@ impl Repository {
         found.sort_by(|a, b| tree_order(&a.0.path, &b.0.path));
         part_unequal(&mut found, &mut problems);
         let (listed, blobs) = found.into_iter().unzip();
-        Ok(Stored { listing: Listing::new(listed, problems)?, blobs, index, _lock: lock })
+        let listing = Listing::new(listed, problems)?;
+        Ok(Stored { listing, blobs, parts, ends: Mutex::default(), _lock: lock })
     }
 }
 
@@ -75,8 +77,45 @@ struct Stored {
     listing: Listing,
     /// The content of each item of the listing.
     blobs: Vec<Vec<DataId>>,
-    index: Indexed,
+    parts: Blobs,
+    /// Of large items that are read: where each of their parts ends, in bytes.
+    ends: Mutex<HashMap<usize, Arc<[u64]>>>,
     _lock: Option<Lock>,
+}
+
+impl Stored {
+    fn item(&self, item: usize) -> Result<(&Listed, &[DataId]), Failure> {
+        match (self.listing.entries().get(item), self.blobs.get(item)) {
+            (Some(entry), Some(blobs)) if entry.kind == Kind::File => Ok((entry, blobs)),
+            _ => Err(Failure::new(FailureKind::Other, "there is no such file in the backup", "")),
+        }
+    }
+
+    /// Where each part of an item ends, in bytes; the last at its listed size.
+    fn ends(&self, item: usize) -> Result<Arc<[u64]>, Failure> {
+        let known = || self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ends) = known().get(&item) {
+            return Ok(Arc::clone(ends));
+        }
+        let (entry, blobs) = self.item(item)?;
+        let mut size = 0;
+        let mut ends = Vec::with_capacity(blobs.len());
+        for id in blobs {
+            let part = self.parts.size(BlobType::Data, &BlobId::from(**id));
+            size += u64::from(part.map_err(|error| damaged(entry, MISSING_PART).because(error))?);
+            ends.push(size);
+        }
+        let listed = entry.meta.size.0;
+        if size != listed {
+            let what = format!("has {size} bytes in the repository, but is listed with {listed}");
+            return Err(damaged(entry, &what));
+        }
+        let ends: Arc<[u64]> = ends.into();
+        if size > STRETCH {
+            known().insert(item, Arc::clone(&ends));
+        }
+        Ok(ends)
+    }
 }
 
 impl Contents for Stored {
@@ -84,34 +123,53 @@ impl Contents for Stored {
         &self.listing
     }
 
-    fn read(&self, item: usize, sink: &mut Sink<'_>) -> Result<(), Failure> {
-        let (Some(entry), Some(blobs)) = (self.listing.entries().get(item), self.blobs.get(item)) else {
-            return Err(Failure::new(FailureKind::Other, "there is no such file in the backup", ""));
-        };
-        let mut size = 0;
-        for id in blobs {
-            let bytes = self.index.get_blob_cached(&BlobId::from(**id), BlobType::Data).map_err(|error| {
-                damaged(entry, "is damaged in the repository")
-                    .because(while_doing("reading a part of it")(error))
-            })?;
-            if name_of(&bytes) != id.to_hex().as_str() {
-                return Err(damaged(
-                    entry,
-                    "is damaged in the repository: a part has another content than its name",
-                ));
-            }
-            size += bytes.len() as u64;
-            sink(&bytes)?;
-        }
-        if size == entry.meta.size.0 {
+    fn read(&self, item: usize, range: Range<u64>, sink: &mut Sink<'_>) -> Result<(), Failure> {
+        let (entry, blobs) = self.item(item)?;
+        let ends = self.ends(item)?;
+        let first = ends.partition_point(|end| *end <= range.start);
+        let behind = ends.partition_point(|end| *end < range.end).saturating_add(1).min(blobs.len());
+        if range.is_empty() || first >= behind {
             return Ok(());
         }
-        Err(damaged(
-            entry,
-            &format!("has {size} bytes in the repository, but is listed with {}", entry.meta.size.0),
-        ))
+        let mut ids = blobs[first..behind].iter().map(|id| BlobId::from(**id));
+        let mut begin = if first == 0 { 0 } else { ends[first - 1] };
+        let read = self.parts.each(BlobType::Data, &mut ids, &mut |_, bytes| {
+            let end = begin + bytes.len() as u64;
+            let wanted = range.start.max(begin)..range.end.min(end);
+            let cut = |at: u64| usize::try_from(at - begin).unwrap_or(bytes.len());
+            let part = &bytes[cut(wanted.start)..cut(wanted.end)];
+            begin = end;
+            sink(part)
+        });
+        match read {
+            Ok(()) => Ok(()),
+            Err(Unread::Damaged(error)) => Err(damaged(entry, "is damaged in the repository").because(error)),
+            Err(Unread::Refused(failure)) => Err(failure),
+        }
+    }
+
+    fn matches(&self, item: usize, tap: &mut Tap<'_>) -> Result<bool, Failure> {
+        let (entry, blobs) = self.item(item)?;
+        let mut buffer = Vec::new();
+        for id in blobs {
+            let part = self.parts.size(BlobType::Data, &BlobId::from(**id));
+            buffer.resize(part.map_err(|error| damaged(entry, MISSING_PART).because(error))? as usize, 0);
+            let mut filled = 0;
+            while filled < buffer.len() {
+                match tap(&mut buffer[filled..])? {
+                    0 => return Ok(false),
+                    more => filled += more,
+                }
+            }
+            if name_of(&buffer) != **id {
+                return Ok(false);
+            }
+        }
+        Ok(tap(&mut [0])? == 0)
     }
 }
+
+const MISSING_PART: &str = "is damaged: a part of it is not in the repository";
 
 fn damaged(entry: &Listed, what: &str) -> Failure {
     let remedy = "run `stillpoint check --read-data`, and restore this file from another backup or tier";
@@ -119,7 +177,7 @@ fn damaged(entry: &Listed, what: &str) -> Failure {
 }
 
 struct Walk<'a> {
-    index: &'a Indexed,
+    parts: &'a Blobs,
     found: Vec<(Listed, Vec<DataId>)>,
     problems: Vec<Problem>,
 }
@@ -128,7 +186,7 @@ impl Walk<'_> {
     fn enter(&mut self, dir: &Path, tree: TreeId) -> Result<(), Failure> {
         let mut todo = vec![(dir.to_owned(), tree)];
         while let Some((dir, tree)) = todo.pop() {
-            match self.index.get_tree(&tree).map_err(while_doing("reading a stored directory")) {
+            match self.directory(tree) {
                 Ok(read) => {
                     for node in read.nodes {
                         let path = plain_child(&dir, &node)?;
@@ -145,6 +203,13 @@ impl Walk<'_> {
             }
         }
         Ok(())
+    }
+
+    fn directory(&self, tree: TreeId) -> Result<Tree, RepositoryError> {
+        let stored = self.parts.one(BlobType::Tree, BlobId::from(*tree))?;
+        serde_json::from_slice(&stored).map_err(|error| RepositoryError::Damaged {
+            what: format!("the stored directory {} cannot be understood: {error}", &tree.to_hex()[..8]),
+        })
     }
 
     fn take(&mut self, path: PathBuf, node: Node) {

@@ -4,14 +4,15 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use model::{
     entry::Kind,
     port::{Failure, FailureKind, Journal},
-    port_restore::{Beside, Comparing, NotSwapped, Swapped, Writing},
+    port_restore::{Beside, Finished, NotSwapped, Reading, Stretch, Swapped, Writing},
     problem::Problem,
     restore::{Exchange, Listed, Listing, RestorePlan, Target, Work, work},
     undo::{Move, Ticket, Undo},
@@ -175,10 +176,10 @@ impl Beside for FakeBeside<'_> {
         Ok(vec![])
     }
 
-    fn file(&self, part: usize, item: &Listed) -> Result<Box<dyn Writing + '_>, Failure> {
+    fn file(&self, part: usize, item: &Listed, _: bool) -> Result<Box<dyn Writing + '_>, Failure> {
         self.site.script.step("beside.file")?;
         let path = self.place(part, &item.path);
-        let (size, bytes) = (item.meta.size.0, Vec::new());
+        let (size, bytes) = (item.meta.size.0, Mutex::default());
         Ok(Box::new(FakeFile { beside: self, path, size, bytes }))
     }
 
@@ -219,11 +220,11 @@ impl Beside for FakeBeside<'_> {
         Ok(vec![])
     }
 
-    fn reread(&self, part: usize, item: &Listed) -> Result<Box<dyn Comparing + '_>, Failure> {
+    fn reread(&self, part: usize, item: &Listed) -> Result<Box<dyn Reading + '_>, Failure> {
         self.site.script.step("beside.reread")?;
         let none = || Failure::new(FailureKind::Other, "it was not written", "");
         let thing = self.site.state().names.get(&self.place(part, &item.path)).cloned().ok_or_else(none)?;
-        Ok(Box::new(FakeReading(thing.bytes.into())))
+        Ok(Box::new(FakeReading(std::io::Cursor::new(thing.bytes))))
     }
 
     fn sync(&self) -> Result<(), Failure> {
@@ -274,30 +275,56 @@ struct FakeFile<'a> {
     beside: &'a FakeBeside<'a>,
     path: PathBuf,
     size: u64,
-    bytes: Vec<u8>,
+    /// By the place of the first in the file.
+    bytes: Mutex<BTreeMap<u64, Vec<u8>>>,
 }
 
 impl Writing for FakeFile<'_> {
+    fn stretch(&self, range: Range<u64>) -> Result<Box<dyn Stretch + '_>, Failure> {
+        Ok(Box::new(FakeStretch { of: self, at: range.start, bytes: Vec::new() }))
+    }
+
+    fn finish(self: Box<Self>) -> Result<Finished, Failure> {
+        self.beside.site.script.step("file.finish")?;
+        let mut whole = Vec::new();
+        for (at, bytes) in self.bytes.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            if at != whole.len() as u64 {
+                return Err(Failure::new(FailureKind::Damaged, "a part of it was not written", ""));
+            }
+            whole.extend(bytes);
+        }
+        if whole.len() as u64 != self.size {
+            return Err(Failure::new(FailureKind::Damaged, "it has another size", ""));
+        }
+        self.beside.make(&self.path, Kind::File, whole);
+        Ok(Finished::default())
+    }
+}
+
+struct FakeStretch<'a> {
+    of: &'a FakeFile<'a>,
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl Stretch for FakeStretch<'_> {
     fn append(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.beside.site.script.step("file.append")?;
+        self.of.beside.site.script.step("file.append")?;
         self.bytes.extend_from_slice(bytes);
         Ok(())
     }
 
-    fn finish(self: Box<Self>) -> Result<Vec<Problem>, Failure> {
-        self.beside.site.script.step("file.finish")?;
-        if self.bytes.len() as u64 != self.size {
-            return Err(Failure::new(FailureKind::Damaged, "it has another size", ""));
-        }
-        self.beside.make(&self.path, Kind::File, self.bytes);
-        Ok(vec![])
+    fn end(self: Box<Self>) -> Result<(), Failure> {
+        self.of.bytes.lock().unwrap_or_else(PoisonError::into_inner).insert(self.at, self.bytes);
+        Ok(())
     }
 }
 
-struct FakeReading(std::collections::VecDeque<u8>);
+struct FakeReading(std::io::Cursor<Vec<u8>>);
 
-impl Comparing for FakeReading {
-    fn is_next(&mut self, bytes: &[u8]) -> Result<bool, Failure> {
-        Ok(self.0.len() >= bytes.len() && self.0.drain(..bytes.len()).eq(bytes.iter().copied()))
+impl Reading for FakeReading {
+    fn next(&mut self, buffer: &mut [u8]) -> Result<usize, Failure> {
+        std::io::Read::read(&mut self.0, buffer)
+            .map_err(|error| Failure::new(FailureKind::Other, error.to_string(), ""))
     }
 }

@@ -1,0 +1,261 @@
+//! Writing the regular files, by several threads: large files in stretches, side by side; then all the others, a file at
+//! a time.
+//!
+//! Why what was written is compared: names of stored parts prove what came out of the repository, but not what became of
+//! it. So everything is compared with what the disk gives back. Large files at once, by the site itself, while the bytes
+//! are at hand; whatever it could not read back past the memory of the machine, small files above all, after they are
+//! synced, by the cryptographic names of their parts. Nothing is read from the repository twice.
+//!
+//! Crash story: see [`super`]: all this happens beside what is there.
+
+use std::{
+    ops::Range,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use model::{
+    port::{Failure, FailureKind},
+    port_restore::{Beside, Finished, STRETCH, Writing},
+    problem::Problem,
+    restore::{Listed, Work},
+    size::Bytes,
+};
+
+use super::Job;
+
+/// What was written beside.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    pub files: u64,
+    pub bytes: Bytes,
+    pub problems: Vec<Problem>,
+    pub lost: Vec<PathBuf>,
+    /// As pairs of a part and an item: files that were not read back yet.
+    pub uncompared: Vec<(usize, usize)>,
+}
+
+/// Writes every regular file. A full disk ends it all; any other failure loses that file only.
+pub(super) fn write(job: &Job<'_>, beside: &dyn Beside, work: &Work) -> Result<Written, Failure> {
+    let entries = job.contents.listing().entries();
+    let is_large = |file: &&(usize, usize)| entries[file.1].meta.size.0 > STRETCH;
+    let large: Vec<Large<'_>> =
+        work.files.iter().filter(is_large).map(|file| Large::new(*file, &entries[file.1])).collect();
+    let stretches: Vec<(&Large<'_>, Range<u64>)> =
+        large.iter().flat_map(|file| file.stretches().map(move |range| (file, range))).collect();
+    let small: Vec<(usize, usize)> = work.files.iter().filter(|file| !is_large(file)).copied().collect();
+    let crew = Crew::new(job);
+    crew.work(stretches.len() + small.len(), |number| match stretches.get(number) {
+        Some((file, range)) => Some((file.file, file.write(job, beside, range.clone())?)),
+        None => {
+            let file = small[number - stretches.len()];
+            Some((file, write_whole(job, beside, file)))
+        }
+    });
+    crew.result()
+}
+
+/// Reads files back and compares them. The problems, sorted by path.
+pub(super) fn compare(
+    job: &Job<'_>,
+    beside: &dyn Beside,
+    files: &[(usize, usize)],
+) -> Result<Vec<Problem>, Failure> {
+    let crew = Crew::new(job);
+    crew.work(files.len(), |number| Some((files[number], reread(job, beside, files[number]))));
+    Ok(crew.result()?.problems)
+}
+
+/// Threads that take files one after the other, and what came of it.
+struct Crew<'a> {
+    job: &'a Job<'a>,
+    is_full: AtomicBool,
+    state: Mutex<(Written, Option<Failure>)>,
+}
+
+impl<'a> Crew<'a> {
+    fn new(job: &'a Job<'a>) -> Self {
+        Self { job, is_full: AtomicBool::new(false), state: Mutex::default() }
+    }
+
+    /// Does every task; one that ends a file says which, and how.
+    fn work<F>(&self, tasks: usize, task: F)
+    where
+        F: Fn(usize) -> Option<((usize, usize), Result<Finished, Failure>)> + Sync,
+    {
+        let next = AtomicUsize::new(0);
+        let worker = || loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= tasks || self.is_full.load(Ordering::Relaxed) {
+                return;
+            }
+            if let Some((file, done)) = task(number) {
+                self.note(file, done);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..self.job.threads.max(1).min(tasks) {
+                scope.spawn(worker);
+            }
+            worker();
+        });
+    }
+
+    fn note(&self, file: (usize, usize), done: Result<Finished, Failure>) {
+        let entry = &self.job.contents.listing().entries()[file.1];
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (written, ended) = &mut *state;
+        match done {
+            Ok(finished) => {
+                written.files += 1;
+                written.bytes = written.bytes + entry.meta.size;
+                written.problems.extend(finished.problems);
+                if !finished.is_compared {
+                    written.uncompared.push(file);
+                }
+            }
+            Err(failure) if failure.kind == FailureKind::NoSpace => {
+                self.is_full.store(true, Ordering::Relaxed);
+                ended.get_or_insert(failure);
+            }
+            Err(failure) => {
+                let what = format!("could not be restored: {}", failure.in_full());
+                written.problems.push(Problem::missing(entry.path.clone(), what, ""));
+                written.lost.push(entry.path.clone());
+            }
+        }
+    }
+
+    fn result(self) -> Result<Written, Failure> {
+        let (mut written, ended) = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        written.problems.sort_by(|a, b| a.path.cmp(&b.path));
+        // In the order in which they were written, they lie near each other.
+        written.uncompared.sort_unstable();
+        ended.map_or(Ok(written), Err)
+    }
+}
+
+/// A file that several threads write.
+struct Large<'a> {
+    /// Its part and its item.
+    file: (usize, usize),
+    size: u64,
+    state: Mutex<State<'a>>,
+}
+
+struct State<'a> {
+    /// Made by whoever comes first.
+    writing: Option<Arc<Box<dyn Writing + 'a>>>,
+    /// Stretches that nobody has ended yet.
+    left: u64,
+    failed: Option<Failure>,
+}
+
+impl<'a> Large<'a> {
+    fn new(file: (usize, usize), entry: &Listed) -> Self {
+        let size = entry.meta.size.0;
+        let state = State { writing: None, left: size.div_ceil(STRETCH), failed: None };
+        Self { file, size, state: Mutex::new(state) }
+    }
+
+    fn stretches(&self) -> impl Iterator<Item = Range<u64>> + use<> {
+        let size = self.size;
+        (0..size.div_ceil(STRETCH)).map(move |n| n * STRETCH..size.min((n + 1) * STRETCH))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<'a>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a stretch. Whoever ends the last one ends the file, and has its result.
+    fn write(
+        &self,
+        job: &Job<'_>,
+        beside: &'a dyn Beside,
+        range: Range<u64>,
+    ) -> Option<Result<Finished, Failure>> {
+        let done = self.writing(job, beside).and_then(|writing| match writing {
+            Some(writing) => write_stretch(job, &**writing, self.file.1, range),
+            None => Ok(()),
+        });
+        let (writing, failed) = {
+            let mut state = self.state();
+            state.left -= 1;
+            if let Err(failure) = done {
+                state.failed.get_or_insert(failure);
+            }
+            if state.left > 0 {
+                return None;
+            }
+            (state.writing.take(), state.failed.take())
+        };
+        if let Some(failure) = failed {
+            return Some(Err(failure));
+        }
+        // Nobody else has it: each let go of it before it counted its stretch as ended.
+        let gone = || Failure::new(FailureKind::Other, "the file is still being written", "");
+        Some(writing.and_then(Arc::into_inner).ok_or_else(gone).and_then(Writing::finish))
+    }
+
+    /// The open file; nothing if writing it has failed already.
+    fn writing(
+        &self,
+        job: &Job<'_>,
+        beside: &'a dyn Beside,
+    ) -> Result<Option<Arc<Box<dyn Writing + 'a>>>, Failure> {
+        let mut state = self.state();
+        if state.failed.is_some() {
+            return Ok(None);
+        }
+        if state.writing.is_none() {
+            let entry = &job.contents.listing().entries()[self.file.1];
+            state.writing = Some(Arc::new(beside.file(self.file.0, entry, job.reread)?));
+        }
+        Ok(state.writing.clone())
+    }
+}
+
+fn write_whole(
+    job: &Job<'_>,
+    beside: &dyn Beside,
+    (part, item): (usize, usize),
+) -> Result<Finished, Failure> {
+    let entry = &job.contents.listing().entries()[item];
+    let writing = beside.file(part, entry, job.reread)?;
+    write_stretch(job, &*writing, item, 0..entry.meta.size.0)?;
+    writing.finish()
+}
+
+fn write_stretch(
+    job: &Job<'_>,
+    writing: &dyn Writing,
+    item: usize,
+    range: Range<u64>,
+) -> Result<(), Failure> {
+    let mut stretch = writing.stretch(range.clone())?;
+    job.contents.read(item, range, &mut |bytes| {
+        stretch.append(bytes)?;
+        job.progress.advance(Bytes(bytes.len() as u64));
+        Ok(())
+    })?;
+    stretch.end()
+}
+
+fn reread(job: &Job<'_>, beside: &dyn Beside, (part, item): (usize, usize)) -> Result<Finished, Failure> {
+    let entry = &job.contents.listing().entries()[item];
+    let mut reading = beside.reread(part, entry)?;
+    let is_same = job.contents.matches(item, &mut |buffer| {
+        let length = reading.next(buffer)?;
+        job.progress.advance(Bytes(length as u64));
+        Ok(length)
+    })?;
+    let mut finished = Finished { problems: Vec::new(), is_compared: true };
+    if !is_same {
+        let what = "reads back otherwise than it was written: the disk may be failing";
+        finished.problems.push(Problem::missing(&entry.path, what, "restore to another disk"));
+    }
+    Ok(finished)
+}

@@ -1,0 +1,183 @@
+//! Writing large files past the page cache, and reading back at once what was written.
+//!
+//! It pays: the memory of the machine is left to whoever runs on it, nothing is copied twice, and the bytes that were
+//! written are compared with what the disk gives back while they are still at hand. Only on ext4 and XFS, where
+//! `O_DIRECT` is what open(2) says of it: on btrfs it would do without the mount's compression, on others it may be the
+//! page cache all the same.
+//!
+//! Blocks are reserved for a stretch at a time, so that they lie together and threads need not wait for each other to
+//! lengthen the file. Zeros are given back.
+//!
+//! Crash story: see [`super::write`].
+
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::FileExt,
+    sync::{Mutex, PoisonError},
+};
+
+use rustix::fs::FallocateFlags;
+
+/// Offsets, lengths and memory are multiples of this, in bytes: no disk has larger logical blocks.
+const BLOCK: usize = 4096;
+
+/// So much is written with one call, in bytes.
+const BATCH: usize = 1 << 20;
+
+/// Runs of zeros are looked for in steps of this size, in bytes.
+pub(super) const STEP: usize = 64 * 1024;
+
+/// From this size on it pays for a file, in bytes.
+pub(super) const FROM: u64 = 1 << 20;
+
+/// Whether files of this filesystem are written so: magic numbers of statfs(2).
+pub(super) fn is_for(file: &File) -> bool {
+    const EXT4: u64 = 0xef53;
+    const XFS: u64 = 0x5846_5342;
+    rustix::fs::fstatfs(file).is_ok_and(|facts| [EXT4, XFS].contains(&(facts.f_type as u64)))
+}
+
+/// Memory whose place suits a disk.
+#[derive(Debug)]
+struct Buffer {
+    bytes: Vec<u8>,
+    from: usize,
+}
+
+impl Buffer {
+    fn new() -> Self {
+        let bytes = vec![0; BATCH + BLOCK];
+        let from = bytes.as_ptr().align_offset(BLOCK);
+        Self { bytes, from }
+    }
+
+    fn get(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.from..self.from + BATCH]
+    }
+}
+
+/// Buffers that are not in use: as many as threads ever wrote at once.
+#[derive(Debug, Default)]
+pub(super) struct Buffers(Mutex<Vec<Buffer>>);
+
+impl Buffers {
+    fn take(&self) -> Buffer {
+        let idle = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        idle.unwrap_or_else(Buffer::new)
+    }
+
+    fn put(&self, buffer: Buffer) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+    }
+}
+
+/// What the disk gives back is not what was written.
+#[derive(Debug, thiserror::Error)]
+#[error("it reads back otherwise than it was written: the disk may be failing")]
+pub(super) struct ReadsOtherwise;
+
+/// A stretch of a file that is being written.
+pub(super) struct Batches<'a> {
+    /// Opened with `O_DIRECT`, for reading and writing.
+    file: &'a File,
+    buffers: &'a Buffers,
+    /// Of the file: from the buffer's first byte to the end of the stretch.
+    rest: Range<u64>,
+    filled: usize,
+    buffer: Option<Buffer>,
+    back: Option<Buffer>,
+    is_reserved: bool,
+}
+
+impl<'a> Batches<'a> {
+    /// The range begins at a multiple of [`BATCH`].
+    pub fn new(file: &'a File, buffers: &'a Buffers, rest: Range<u64>, compare: bool) -> Self {
+        let (buffer, back) = (Some(buffers.take()), compare.then(|| buffers.take()));
+        Self { file, buffers, rest, filled: 0, buffer, back, is_reserved: false }
+    }
+
+    /// Writes the next bytes, which are within the range.
+    pub fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while let Some(buffer) = self.buffer.as_mut().filter(|_| !bytes.is_empty()) {
+            let (now, later) = bytes.split_at(bytes.len().min(BATCH - self.filled));
+            buffer.get()[self.filled..self.filled + now.len()].copy_from_slice(now);
+            self.filled += now.len();
+            bytes = later;
+            if self.filled == BATCH {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the batch that was begun.
+    pub fn flush(&mut self) -> io::Result<()> {
+        let Some(mut buffer) = self.buffer.take() else { return Ok(()) };
+        let written = self.write(buffer.get());
+        self.buffer = Some(buffer);
+        written
+    }
+
+    fn write(&mut self, batch: &mut [u8]) -> io::Result<()> {
+        let length = self.filled.next_multiple_of(BLOCK);
+        batch[self.filled..length].fill(0);
+        let mut from = 0;
+        while from < length {
+            let is_hole = |at: usize| batch[at..length.min(at + STEP)].iter().all(|byte| *byte == 0);
+            let hole = is_hole(from);
+            let mut to = length.min(from + STEP);
+            while to < length && is_hole(to) == hole {
+                to = length.min(to + STEP);
+            }
+            let at = self.rest.start + from as u64;
+            if !hole {
+                self.reserve();
+                self.file.write_all_at(&batch[from..to], at)?;
+            } else if self.is_reserved {
+                // Without success they are zeros that take space.
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                let _ = rustix::fs::fallocate(self.file, flags, at, (to - from) as u64);
+            }
+            from = to;
+        }
+        if let Some(back) = &mut self.back {
+            compare(self.file, self.rest.start, &batch[..self.filled], back.get())?;
+        }
+        self.rest.start += self.filled as u64;
+        self.filled = 0;
+        Ok(())
+    }
+
+    /// What cannot be reserved, for lack of space or of the ability, is told by writing, if at all.
+    fn reserve(&mut self) {
+        if !self.is_reserved {
+            let length = self.rest.end - self.rest.start;
+            self.is_reserved =
+                rustix::fs::fallocate(self.file, FallocateFlags::KEEP_SIZE, self.rest.start, length).is_ok();
+        }
+    }
+}
+
+impl Drop for Batches<'_> {
+    fn drop(&mut self) {
+        self.buffer.take().into_iter().chain(self.back.take()).for_each(|buffer| self.buffers.put(buffer));
+    }
+}
+
+/// Compares what is on disk with what was written.
+fn compare(file: &File, at: u64, written: &[u8], back: &mut [u8]) -> io::Result<()> {
+    let mut got = 0;
+    while got < written.len() {
+        // From a block's beginning on, whatever the file's end did to the last read.
+        let from = got - got % BLOCK;
+        match file.read_at(&mut back[from..], at + from as u64) {
+            Ok(more) if from + more > got => got = from + more,
+            Ok(_) => return Err(io::Error::other(ReadsOtherwise)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if back[..written.len()] == *written { Ok(()) } else { Err(io::Error::other(ReadsOtherwise)) }
+}
