@@ -14,6 +14,8 @@ pub mod id;
 pub mod inventory;
 pub mod known;
 pub mod logs;
+pub mod logs_retention;
+pub mod logs_store;
 pub mod pathtext;
 pub mod plan;
 pub mod port;

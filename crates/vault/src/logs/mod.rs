@@ -28,6 +28,8 @@ use model::{
 };
 use os::durable;
 
+pub(crate) use catalogue::{SourceFile, in_order};
+pub(crate) use scan::digest;
 pub use catalogue::{Catalogue, SourceLog};
 pub use error::LogsError;
 pub use names::source_dir_name;
