@@ -216,3 +216,5 @@ pub fn spool_surplus(
     over.filter(|segment| is_stored(segment)).cloned().collect()
 }
 
+#[cfg(test)]
+mod tests;

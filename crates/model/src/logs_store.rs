@@ -155,7 +155,12 @@ fn one(
             epoch.segments.iter().map(|segment| segment.number).chain(damaged)
         })
         .collect();
-    for number in numbers {
+    // The repository drops the beginning of an epoch when no backup needs it any more; the sidecars here stay.
+    let dropped = |number: u64| {
+        let first = stored.and_then(|epoch| epoch.segments.first()).map_or(0, |segment| segment.number);
+        number < first && !is_here(&id, number)
+    };
+    for number in numbers.into_iter().filter(|number| !dropped(*number)) {
         let here = local.and_then(|epoch| whole(epoch, number)).filter(|_| is_here(&id, number));
         let there = stored.and_then(|epoch| whole(epoch, number));
         let wrong = [local, stored].into_iter().flatten().find_map(|epoch| fault(epoch, number));
@@ -192,3 +197,6 @@ fn whole(epoch: &Epoch, number: u64) -> Option<&SegmentRecord> {
 fn fault(epoch: &Epoch, number: u64) -> Option<&str> {
     epoch.damaged.iter().find(|(damaged, _)| *damaged == number).map(|(_, what)| what.as_str())
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -28,11 +28,11 @@ use model::{
 };
 use os::durable;
 
-pub(crate) use catalogue::{SourceFile, in_order};
-pub(crate) use scan::digest;
 pub use catalogue::{Catalogue, SourceLog};
+pub(crate) use catalogue::{SourceFile, in_order};
 pub use error::LogsError;
 pub use names::source_dir_name;
+pub(crate) use scan::digest;
 pub use verify::Wrong;
 pub use writer::{Added, Writer};
 

@@ -188,8 +188,7 @@ impl Repository {
         if let Some(session) = self.session.as_mut() {
             (session.index, session.written_before) = (Some(index), written_before);
         }
-        let parents: Vec<Base> =
-            parent.into_iter().map(|id| Base { id, known: Arc::default() }).collect();
+        let parents: Vec<Base> = parent.into_iter().map(|id| Base { id, known: Arc::default() }).collect();
         let total = manifest.bytes();
         let feed = Feed::new(Arc::new(manifest), Vec::new(), Vec::new());
         let paths = vec![PathBuf::from(model::logs_store::LOGS_ROOT)];

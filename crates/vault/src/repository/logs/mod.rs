@@ -147,7 +147,14 @@ impl Repository {
         let wanted = Wanted::gather(spool, &before, &index, plan, stored_at)?;
         if wanted.is_empty() {
             let (snapshot, record, problems) = (None, None, before.lost);
-            return Ok(StoreOutcome { snapshot, record, is_new: false, left: 0, bytes_added: Bytes(0), problems });
+            return Ok(StoreOutcome {
+                snapshot,
+                record,
+                is_new: false,
+                left: 0,
+                bytes_added: Bytes(0),
+                problems,
+            });
         }
         let record = LogsRecord {
             version: LOGS_VERSION,
@@ -191,7 +198,8 @@ impl Repository {
             ..SnapshotFile::default()
         };
         snapshot.paths.add(LOGS_ROOT.into());
-        let tags = [snapshot::OURS.to_owned(), snapshot::LOG.to_owned(), format!("app={}", owner.application)];
+        let tags =
+            [snapshot::OURS.to_owned(), snapshot::LOG.to_owned(), format!("app={}", owner.application)];
         tags.into_iter().for_each(|tag| snapshot.tags.add(tag));
         snapshot
     }
@@ -203,7 +211,8 @@ impl Repository {
         parent: Option<SnapshotId>,
         record: &LogsRecord,
     ) -> Result<Id, RepositoryError> {
-        let unwritable = |error| RepositoryError::Damaged { what: format!("the record of the log archive: {error}") };
+        let unwritable =
+            |error| RepositoryError::Damaged { what: format!("the record of the log archive: {error}") };
         snapshot.tree = tree;
         snapshot.parent = parent;
         snapshot.parents = parent.into_iter().collect();
@@ -217,8 +226,7 @@ impl Repository {
     /// Removes the snapshots that the newest one takes the place of, if nobody else uses the repository; says how many stay.
     fn supersede(&mut self, outcome: &StoreOutcome) -> Result<u64, RepositoryError> {
         let Some(record) = &outcome.record else { return Ok(0) };
-        let keep: Vec<&str> =
-            record.beside.iter().chain(&outcome.snapshot).map(BackupId::as_str).collect();
+        let keep: Vec<&str> = record.beside.iter().chain(&outcome.snapshot).map(BackupId::as_str).collect();
         let old: Vec<Id> = self
             .log_snapshots()?
             .into_iter()
@@ -288,7 +296,7 @@ fn fingerprint(spool: &Catalogue, plan: &LogsPlan) -> String {
         for epoch in &log.epochs {
             line(format!("epoch {}", epoch.record.epoch));
             for segment in &epoch.segments {
-                line(format!("{} {}", segment.number, segment.sha256));
+                line(format!("{segment:?}"));
             }
             for (number, what) in &epoch.damaged {
                 line(format!("{number} {what}"));

@@ -202,14 +202,18 @@ impl Shelf {
         for (number, path, node) in sidecars {
             // Segments before the first were dropped because no backup needs them; there is no gap after it.
             let next = epoch.segments.last().map_or(number, |last: &SegmentRecord| last.number + 1);
-            epoch.damaged.extend((next..number).map(|lost| (lost, "is missing, with its sidecar".to_owned())));
+            epoch
+                .damaged
+                .extend((next..number).map(|lost| (lost, "is missing, with its sidecar".to_owned())));
             match self.json::<SegmentRecord>(node) {
                 Ok(segment) => {
-                    let there = ["seg", "open"].iter().find_map(|kind| self.files.get(&path.with_extension(kind)));
+                    let there =
+                        ["seg", "open"].iter().find_map(|kind| self.files.get(&path.with_extension(kind)));
                     match there {
                         None => epoch.damaged.push((number, "is missing".into())),
                         Some(found) if found.meta.size != segment.bytes.0 => {
-                            let what = format!("has {} bytes instead of {}", found.meta.size, segment.bytes.0);
+                            let what =
+                                format!("has {} bytes instead of {}", found.meta.size, segment.bytes.0);
                             epoch.damaged.push((number, what));
                         }
                         Some(_) => {}

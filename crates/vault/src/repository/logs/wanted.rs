@@ -87,8 +87,17 @@ impl Before {
     }
 
     fn lose(&mut self, path: PathBuf, what: String) {
-        let remedy = "run `stillpoint check --read-data`; the snapshot that held it stays listed, for a repair";
+        let remedy =
+            "run `stillpoint check --read-data`; the snapshot that held it stays listed, for a repair";
         self.lost.push(Problem::new(Effect::Missing, Some(path), what, remedy));
+    }
+
+    /// The first segment of an epoch that it holds: those before were dropped because no backup needs them.
+    fn first(&self, source: &SourceId, epoch: &EpochId) -> Option<u64> {
+        let dir = epoch_path(source, epoch);
+        let inside = self.nodes.range(dir.clone()..).take_while(|(path, _)| path.starts_with(&dir));
+        let number = |path: &Path| path.file_name()?.to_str()?.split_once('.')?.0.parse().ok();
+        inside.filter_map(|(path, _)| number(path)).min()
     }
 
     fn carried(&self, path: &Path) -> Option<Entry> {
@@ -175,12 +184,20 @@ impl<'a> Wanted<'a> {
 
     fn segment(&mut self, log: &SourceLog, segment: &SegmentRecord) -> Result<(), RepositoryError> {
         let path = |kind| segment_path(&log.source, &segment.epoch, segment.number, kind);
-        let is_stored = self.before.carried(&path("seg")).is_some_and(|entry| entry.meta.size == segment.bytes);
+        let is_stored =
+            self.before.carried(&path("seg")).is_some_and(|entry| entry.meta.size == segment.bytes);
         if is_stored {
             self.files.remove(&path("open"));
             return Ok(());
         }
+        if self.before.first(&log.source, &segment.epoch).is_some_and(|first| segment.number < first) {
+            return Ok(());
+        }
         let Some(local) = log.segment_path(&segment.epoch, segment.number) else {
+            // It was open when it was stored last, and was closed and discarded as it was.
+            if self.stored_open(&path("json")).is_some_and(|stored| stored.sha256 == segment.sha256) {
+                return Ok(());
+            }
             self.miss(path("seg"), "it is neither in the spool nor in the repository".into());
             return Ok(());
         };
@@ -218,11 +235,17 @@ impl<'a> Wanted<'a> {
     }
 
     /// The open segment up to its last whole transaction, unless the snapshot before has more of it.
-    fn open(&mut self, log: &SourceLog, segment: &SegmentRecord, local: &Path) -> Result<(), RepositoryError> {
+    fn open(
+        &mut self,
+        log: &SourceLog,
+        segment: &SegmentRecord,
+        local: &Path,
+    ) -> Result<(), RepositoryError> {
         let path = |kind| segment_path(&log.source, &segment.epoch, segment.number, kind);
-        if self.stored_open(&path("json")).is_some_and(|stored| {
-            stored.bytes > segment.bytes || stored.sha256 == segment.sha256
-        }) {
+        if self
+            .stored_open(&path("json"))
+            .is_some_and(|stored| stored.bytes > segment.bytes || stored.sha256 == segment.sha256)
+        {
             return Ok(());
         }
         let unreadable = |source| RepositoryError::from(StorageError::read(local, source));
@@ -314,7 +337,8 @@ impl<'a> Wanted<'a> {
 }
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>, RepositoryError> {
-    let unwritable = |error| RepositoryError::Damaged { what: format!("a record of the log archive: {error}") };
+    let unwritable =
+        |error| RepositoryError::Damaged { what: format!("a record of the log archive: {error}") };
     let mut text = serde_json::to_vec(value).map_err(unwritable)?;
     text.push(b'\n');
     Ok(text)
