@@ -9,6 +9,7 @@
 pub mod cut;
 pub mod decide;
 pub mod entry;
+pub mod gtid;
 pub mod history;
 pub mod id;
 pub mod inventory;
