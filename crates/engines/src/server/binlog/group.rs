@@ -98,8 +98,7 @@ impl Grouper {
             }
             _ => return (Part::Outside, None),
         };
-        let Header { time, server_id } =
-            Header { time: event.header.time, server_id: event.header.server_id };
+        let (time, server_id) = (event.header.time, event.header.server_id);
         let begun = Begun { time, server_id, gtid, standalone, opened: mariadb && !standalone };
         if matches!(event.body, Body::Gtid { .. }) || !is_end(event, &begun) {
             let opened = begun.opened || opens(event);
