@@ -9,6 +9,8 @@
 pub mod cut;
 pub mod decide;
 pub mod entry;
+pub mod follow;
+pub mod gtid;
 pub mod history;
 pub mod id;
 pub mod inventory;
@@ -19,6 +21,7 @@ pub mod logs_store;
 pub mod pathtext;
 pub mod plan;
 pub mod port;
+pub mod port_logs;
 pub mod port_restore;
 pub mod problem;
 pub mod record;

@@ -31,10 +31,11 @@ use os::durable;
 pub use catalogue::{Catalogue, SourceLog};
 pub(crate) use catalogue::{SourceFile, in_order};
 pub use error::LogsError;
+pub use model::logs::Added;
 pub use names::source_dir_name;
 pub(crate) use scan::digest;
 pub use verify::Wrong;
-pub use writer::{Added, Writer};
+pub use writer::Writer;
 
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
