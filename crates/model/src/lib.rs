@@ -12,6 +12,7 @@ pub mod entry;
 pub mod follow;
 pub mod gtid;
 pub mod history;
+pub mod history_log;
 pub mod id;
 pub mod inventory;
 pub mod known;

@@ -79,7 +79,7 @@ fn closed_segments_and_the_open_one_come_back() {
     bench.archive.append(&noise(3, 50_000));
     bench.store();
     let open = [noise(2, 100_000), noise(3, 50_000)].concat();
-    assert_eq!(bench.fetched(&[2]), [open.clone()]);
+    assert_eq!(bench.fetched(&[2]), std::slice::from_ref(&open));
     bench.archive.close();
     bench.store();
     assert_eq!(bench.fetched(&[1, 2]), [noise(1, 700_000), open]);
@@ -243,4 +243,28 @@ fn many_minutes_leave_one_snapshot() {
     assert_eq!(read.sources[0].epochs, catalogue.sources[0].epochs);
     ok(repository.reclaim(&Silent));
     bench.assert_whole();
+}
+
+#[test]
+fn a_check_says_which_segments_are_lost() {
+    let mut bench = Bench::new();
+    bench.archive.segment(&noise(1, 600_000));
+    let before = bench.place.files("data");
+    bench.archive.segment(&noise(2, 600_000));
+    bench.store();
+    let pack = bench
+        .place
+        .files("data")
+        .into_iter()
+        .find(|path| !before.contains(path) && fs::metadata(path).unwrap().len() > 500_000);
+    let pack = pack.unwrap();
+    let mut bytes = fs::read(&pack).unwrap();
+    bytes[1000] ^= 1;
+    fs::write(&pack, bytes).unwrap();
+    let report = bench.place.repository().check(Depth::ReadData, &Silent).unwrap();
+    assert!(!report.is_good());
+    let said: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
+    assert!(said.iter().any(|what| what.contains("segment 1 of the log of mariadb:")), "{said:?}");
+    assert!(said.iter().any(|what| what.contains("the log archive")), "{said:?}");
+    assert_eq!(report.backups, 0);
 }

@@ -26,6 +26,7 @@ use rustic_core::{
 };
 use sha2::{Digest as _, Sha256};
 
+pub(super) use self::read::Shelf;
 pub use self::read::{StoredLogs, Unreadable};
 use self::wanted::{Before, Wanted};
 use super::{

@@ -138,12 +138,20 @@ impl Repository {
     }
 
     /// Opens the newest snapshot under a shared lock, or without one if none can be written.
-    pub(in super::super) fn log_shelf(&self) -> Result<Option<Shelf>, RepositoryError> {
+    fn log_shelf(&self) -> Result<Option<Shelf>, RepositoryError> {
         let lock = match self.locks.take(LockKind::Shared) {
             Ok(lock) => Some(lock),
             Err(RepositoryError::Storage(_)) => None,
             Err(error) => return Err(error),
         };
+        self.log_shelf_under(lock)
+    }
+
+    /// The same, if a lock is held already.
+    pub(in super::super) fn log_shelf_under(
+        &self,
+        lock: Option<Lock>,
+    ) -> Result<Option<Shelf>, RepositoryError> {
         let Some(newest) = self.log_snapshots()?.into_iter().next() else { return Ok(None) };
         let index = self.indexed()?;
         let (mut files, mut lost) = (BTreeMap::new(), Vec::new());
@@ -162,6 +170,11 @@ impl Repository {
 }
 
 impl Shelf {
+    /// Where a closed segment stands in the snapshot.
+    pub(in super::super) fn path(source: &SourceId, epoch: &EpochId, number: u64) -> PathBuf {
+        segment_path(source, epoch, number, "seg")
+    }
+
     /// All of it as a catalogue.
     pub(in super::super) fn catalogue(&self) -> Catalogue {
         let mut catalogue = Catalogue::default();
