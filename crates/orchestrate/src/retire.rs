@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn the_base_of_a_window_stays() {
         let mut shelf = shelf();
-        let window = |hours| Settings {
+        let window = |hours: u64| Settings {
             keep: KEEP,
             point_in_time: Some(Duration::from_secs(hours * 3600)),
             ..Settings::default()

@@ -103,7 +103,13 @@ fn the_spool_keeps_what_is_young_open_or_not_in_the_repository() {
     stored.damaged.push((3, "is missing".into()));
     let surplus = |now| -> Vec<u64> {
         let window = SignedDuration::from_hours(48);
-        let found = spool_surplus(&[spool.clone()], &[stored.clone()], window, now, &|_, number| number != 4);
+        let found = spool_surplus(
+            std::slice::from_ref(&spool),
+            std::slice::from_ref(&stored),
+            window,
+            now,
+            &|_, number| number != 4,
+        );
         found.iter().map(|segment| segment.number).collect()
     };
     assert_eq!(surplus(begun() + SignedDuration::from_hours(47)), []);

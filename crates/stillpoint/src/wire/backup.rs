@@ -135,8 +135,7 @@ fn logs(run: &Run<'_>, request: &Request<'_>) -> Result<Vec<Problem>, Failure> {
         return Ok(Vec::new());
     }
     let mut repository = run.open(request.application)?;
-    let kept = log_store::store(run, request.application, &mut repository)?;
-    Ok(kept.map(|kept| kept.problems).unwrap_or_default())
+    log_store::store(run, request.application, &mut repository)
 }
 
 /// Removes what is no longer kept. It must not be in the way of the backup that was made: whoever else uses

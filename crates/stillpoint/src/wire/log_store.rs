@@ -25,7 +25,7 @@ use serde::Serialize;
 use vault::{
     history,
     logs::{Catalogue, SourceLog, Spool, Tail},
-    repository::{LogOwner, Repository, StoreOutcome},
+    repository::{LogOwner, Repository},
 };
 
 use super::run::Run;
@@ -37,24 +37,14 @@ pub const INTERVAL: Duration = Duration::from_secs(60);
 /// How often a line is written to the history.
 const HISTORY: Duration = Duration::from_secs(3600);
 
-/// What came of storing the archive.
-#[derive(Debug)]
-pub struct Kept {
-    /// What became of the snapshot.
-    pub stored: StoreOutcome,
-    /// Segments that left the spool.
-    pub given_back: u64,
-    /// What is missing or went wrong beside it.
-    pub problems: Vec<Problem>,
-}
-
 /// The spool of an application.
 #[must_use]
 pub fn spool(run: &Run<'_>, application: &Application) -> Spool {
     Spool::open(&run.inventory.place(application).join("logs"))
 }
 
-/// Stores what the spool holds, and gives back the space of what was stored long ago; nothing if there is no archive.
+/// Stores what the spool holds, and gives back the space of what was stored long ago. What is missing of the archive is the
+/// result.
 ///
 /// # Errors
 /// If the spool cannot be read or the repository not be written; the snapshot before stands then.
@@ -62,21 +52,20 @@ pub fn store(
     run: &Run<'_>,
     application: &Application,
     repository: &mut Repository,
-) -> Result<Option<Kept>, Failure> {
+) -> Result<Vec<Problem>, Failure> {
     let spool = spool(run, application);
     if !spool.exists() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let catalogue = catalogue(application, &spool)?;
     let owner = owner(run, application);
     let stored = repository.store_logs(&owner, &catalogue, &LogsPlan::default()).map_err(Failure::from)?;
-    let mut problems = stored.problems.clone();
-    let mut given_back = 0;
+    let mut problems = stored.problems;
     let now = run.clock.now();
     for log in catalogue.sources.iter().filter(|log| has_old(log, now)) {
-        given_back += give_back(repository, &spool, log, now, &mut problems)?;
+        give_back(repository, &spool, log, now, &mut problems)?;
     }
-    Ok(Some(Kept { stored, given_back, problems }))
+    Ok(problems)
 }
 
 fn owner(run: &Run<'_>, application: &Application) -> LogOwner {
@@ -140,13 +129,12 @@ fn give_back(
     log: &SourceLog,
     now: jiff::Timestamp,
     problems: &mut Vec<Problem>,
-) -> Result<u64, Failure> {
-    let Some(stored) = repository.log_catalogue().map_err(Failure::from)? else { return Ok(0) };
+) -> Result<(), Failure> {
+    let Some(stored) = repository.log_catalogue().map_err(Failure::from)? else { return Ok(()) };
     let epochs = stored.catalogue.of(&log.source).map(|log| log.epochs.clone()).unwrap_or_default();
     let is_closed = |epoch: &EpochId, number| is_closed(log, epoch, number);
     let surplus = spool_surplus(&log.epochs, &epochs, LOCAL, now, &is_closed);
     let (snapshot, unproven) = repository.unproven_logs(&log.source, &surplus).map_err(Failure::from)?;
-    let mut given_back = 0;
     for segment in &surplus {
         if let Some(wrong) = unproven.iter().find(|wrong| wrong.number == segment.number) {
             let what =
@@ -155,10 +143,9 @@ fn give_back(
             problems.push(Problem::missing(spool.epoch_dir(&log.source, &segment.epoch), what, remedy));
         } else {
             spool.discard(&log.source, &segment.epoch, segment.number, &snapshot)?;
-            given_back += 1;
         }
     }
-    Ok(given_back)
+    Ok(())
 }
 
 /// What of the archive goes with the backups that a plan removes; nothing if no archive is stored.
@@ -311,7 +298,7 @@ impl<'a> Keeper<'a> {
         let kept = store(self.run, self.application, &mut repository);
         let lines = self.lines(&repository, is_last);
         self.repository = Some(repository);
-        for problem in kept?.into_iter().flat_map(|kept| kept.problems) {
+        for problem in kept? {
             tracing::warn!("{problem}");
         }
         lines
