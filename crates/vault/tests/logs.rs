@@ -219,6 +219,32 @@ fn a_segment_that_was_damaged_here_is_not_stored_but_told() {
     assert_eq!(epoch.segments.iter().map(|segment| segment.number).collect::<Vec<_>>(), [2]);
 }
 
+#[test]
+fn several_that_store_at_once_lose_nothing_of_each_other() {
+    let mut bench = Bench::new();
+    bench.archive.segment(b"first");
+    bench.store();
+    let spools: Vec<Archive> = (0..3)
+        .map(|nth| {
+            let mut archive = Archive::new(bench.place.dir.path().join(format!("spool {nth}")));
+            archive.begin_epoch(10 + nth, Beginning::First);
+            archive.segment(&noise(u64::from(nth), 10_000));
+            archive
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        for archive in &spools {
+            let mut repository = bench.place.repository();
+            let catalogue = archive.catalogue();
+            scope.spawn(move || repository.store_logs(&owner(), &catalogue, &LogsPlan::default()).unwrap());
+        }
+    });
+    let read = bench.place.repository().log_catalogue().unwrap().unwrap().catalogue;
+    assert_eq!(read.sources[0].epochs.len(), 4);
+    assert_eq!(bench.snapshots(), 1);
+    bench.assert_whole();
+}
+
 /// Thousands of minutes leave one snapshot, and cost no more each time.
 #[test]
 fn many_minutes_leave_one_snapshot() {
@@ -267,4 +293,23 @@ fn a_check_says_which_segments_are_lost() {
     assert!(said.iter().any(|what| what.contains("segment 1 of the log of mariadb:")), "{said:?}");
     assert!(said.iter().any(|what| what.contains("the log archive")), "{said:?}");
     assert_eq!(report.backups, 0);
+}
+
+/// A minute costs what came in it, however much is there already.
+#[test]
+fn a_minute_writes_little_beside_many_segments() {
+    let segments: u64 = std::env::var("STILLPOINT_LOG_SEGMENTS").map_or(250, |text| text.parse().unwrap());
+    let mut bench = Bench::new();
+    for nth in 0..segments {
+        bench.archive.segment(&noise(nth, 1_000));
+    }
+    bench.archive.begin_segment();
+    let mut repository = bench.place.repository();
+    for nth in 0..3 {
+        bench.archive.append(&noise(segments + nth, 1_000));
+        let catalogue = bench.archive.catalogue();
+        let outcome = repository.store_logs(&owner(), &catalogue, &LogsPlan::default()).unwrap();
+        assert!(nth == 0 || outcome.bytes_added.0 < 50_000, "{}", outcome.bytes_added);
+    }
+    assert_eq!(bench.fetched(&[1, segments])[1], noise(segments - 1, 1_000));
 }

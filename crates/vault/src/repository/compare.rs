@@ -157,11 +157,7 @@ fn wrong(entry: &Entry, node: &Node, index: &Indexed, packs: &HashMap<Id, u64>) 
 }
 
 /// How many bytes the stored parts of a file have together, if all of them are there.
-pub(crate) fn content_length(
-    node: &Node,
-    index: &Indexed,
-    packs: &HashMap<Id, u64>,
-) -> Result<Bytes, String> {
+fn content_length(node: &Node, index: &Indexed, packs: &HashMap<Id, u64>) -> Result<Bytes, String> {
     let mut length = Bytes(0);
     for part in node.content.iter().flatten() {
         let Ok(entry) = index.get_index_entry(part) else {

@@ -180,15 +180,11 @@ impl Repository {
     pub(super) fn archive_apart(
         &mut self,
         manifest: Manifest,
-        parent: Option<SnapshotId>,
+        parent: Option<(SnapshotId, TreeId)>,
         unlisted: SnapshotFile,
-        index: Indexed,
     ) -> Result<(TreeId, Vec<Problem>), RepositoryError> {
-        let written_before = self.backend.written();
-        if let Some(session) = self.session.as_mut() {
-            (session.index, session.written_before) = (Some(index), written_before);
-        }
-        let parents: Vec<Base> = parent.into_iter().map(|id| Base { id, known: Arc::default() }).collect();
+        let parents: Vec<Base> =
+            parent.into_iter().map(|(id, _)| Base { id, known: Arc::default() }).collect();
         let total = manifest.bytes();
         let feed = Feed::new(Arc::new(manifest), Vec::new(), Vec::new());
         let paths = vec![PathBuf::from(model::logs_store::LOGS_ROOT)];

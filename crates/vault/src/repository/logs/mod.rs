@@ -11,6 +11,12 @@
 mod read;
 mod wanted;
 
+use std::{
+    fs::File,
+    thread,
+    time::{Duration, Instant},
+};
+
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use model::{
     id::{AppName, BackupId, ServerName},
@@ -24,6 +30,10 @@ use rustic_core::{
     FileType, Id, TreeId,
     repofile::{SnapshotFile, SnapshotId},
 };
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use sha2::{Digest as _, Sha256};
 
 pub(super) use self::read::Shelf;
@@ -36,6 +46,11 @@ use super::{
     snapshot,
 };
 use crate::logs::Catalogue;
+
+/// How long another process may be storing the archive.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often is looked whether it has ended.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Whose archive is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +98,7 @@ impl Repository {
         spool: &Catalogue,
         plan: &LogsPlan,
     ) -> Result<StoreOutcome, RepositoryError> {
+        let _turn = self.turn()?;
         let fingerprint = fingerprint(spool, plan);
         let mut before = self.log_snapshots()?.into_iter();
         let newest = before.next();
@@ -113,6 +129,28 @@ impl Repository {
         Ok(outcome)
     }
 
+    /// Waits until nobody else on this machine stores the archive, by a `flock` of the repository's config: of two that
+    /// build on the same snapshot, the later would lose what the earlier has added.
+    fn turn(&self) -> Result<File, RepositoryError> {
+        let path = self.dir().join("config");
+        let failed = |source| StorageError::read(&path, source);
+        let file = File::open(&path).map_err(failed)?;
+        let begun = Instant::now();
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(file),
+                Err(Errno::WOULDBLOCK) if begun.elapsed() < PATIENCE => thread::sleep(LOOK),
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(RepositoryError::Refused {
+                        what: "another process has been storing the log archive for long".into(),
+                        remedy: "wait until it has ended, or end it".into(),
+                    });
+                }
+                Err(error) => return Err(failed(error.into()).into()),
+            }
+        }
+    }
+
     /// All snapshots of the log archive that can be read, newest first.
     pub(super) fn log_snapshots(&self) -> Result<Vec<Shelved>, RepositoryError> {
         let mut found: Vec<Shelved> = self
@@ -141,7 +179,7 @@ impl Repository {
         let index = self.indexed()?;
         let packs = self.backend.files(FileType::Pack)?.into_iter().collect();
         let before = match &newest {
-            Some(newest) => Before::read(&index, newest.snapshot.tree, &packs)?,
+            Some(newest) => Before::read(&index, newest.snapshot.tree, &packs),
             None => Before::default(),
         };
         let stored_at = Timestamp::now();
@@ -165,13 +203,13 @@ impl Repository {
             sources: sources(spool, &wanted, newest.as_ref()),
             beside: beside(newest.as_ref(), &before)?,
         };
-        let parent = newest.as_ref().map(|newest| SnapshotId::from(newest.id));
+        let parent = newest.as_ref().map(|newest| (SnapshotId::from(newest.id), newest.snapshot.tree));
         let time = after(stored_at, newest.as_ref());
         let unlisted = self.unlisted_logs(owner, time);
         let mut problems = before.lost.clone();
         problems.extend(wanted.problems.clone());
         let manifest = wanted.into_manifest(stored_at);
-        let (tree, missing) = self.archive_apart(manifest, parent, unlisted.clone(), index)?;
+        let (tree, missing) = self.archive_apart(manifest, parent, unlisted.clone())?;
         // Files of the spool come and go while it is written: another time they hold still.
         if let Some(first) = missing.first() {
             return Err(RepositoryError::Refused {
@@ -179,7 +217,7 @@ impl Repository {
                 remedy: "it is stored again in a minute".into(),
             });
         }
-        let id = self.list_logs(unlisted, tree, parent, &record)?;
+        let id = self.list_logs(unlisted, tree, parent.map(|(id, _)| id), &record)?;
         Ok(StoreOutcome {
             snapshot: Some(snapshot::backup_id(&id)?),
             record: Some(record),

@@ -15,7 +15,7 @@ use model::{
     pathtext,
 };
 use rustic_core::{
-    BlobId,
+    BlobId, TreeId,
     repofile::{BlobType, Node},
 };
 use serde::de::DeserializeOwned;
@@ -23,10 +23,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     super::{
-        compare::Stored,
         crypt::name_of,
         error::{RepositoryError, StorageError, while_doing},
         lock::{Lock, LockKind},
+        node,
         open::{Indexed, Repository},
         snapshot,
     },
@@ -154,16 +154,7 @@ impl Repository {
     ) -> Result<Option<Shelf>, RepositoryError> {
         let Some(newest) = self.log_snapshots()?.into_iter().next() else { return Ok(None) };
         let index = self.indexed()?;
-        let (mut files, mut lost) = (BTreeMap::new(), Vec::new());
-        for (path, node, unreadable) in Stored::walk(&index, newest.snapshot.tree)? {
-            match unreadable {
-                Some(error) => lost.push((path, format!("cannot be read in the repository: {error}"))),
-                None if node.is_file() && path.starts_with(LOGS_ROOT) => {
-                    files.insert(path, node);
-                }
-                None => {}
-            }
-        }
+        let (files, lost) = walk(&index, newest.snapshot.tree);
         let snapshot = snapshot::backup_id(&newest.id)?;
         Ok(Some(Shelf { index, files, snapshot, record: newest.record, lost, _lock: lock }))
     }
@@ -274,6 +265,30 @@ impl Shelf {
         file.sync_all().map_err(failed)?;
         Ok(())
     }
+}
+
+/// The files of the log archive in a stored tree, and which of its directories cannot be read and why.
+pub(super) fn walk(index: &Indexed, root: TreeId) -> (BTreeMap<PathBuf, Node>, Vec<(PathBuf, String)>) {
+    let (mut files, mut lost) = (BTreeMap::new(), Vec::new());
+    let mut todo = vec![(PathBuf::from("/"), root)];
+    while let Some((dir, tree)) = todo.pop() {
+        match index.get_tree(&tree).map_err(while_doing("reading a stored directory")) {
+            Ok(read) => {
+                for node in read.nodes {
+                    let path = node::child(&dir, &node);
+                    match node.subtree {
+                        Some(tree) => todo.push((path, tree)),
+                        None if node.is_file() && path.starts_with(LOGS_ROOT) => {
+                            files.insert(path, node);
+                        }
+                        None => {}
+                    }
+                }
+            }
+            Err(error) => lost.push((dir, format!("cannot be read in the repository: {error}"))),
+        }
+    }
+    (files, lost)
 }
 
 /// The content of a stored file, each part compared with its name.

@@ -28,13 +28,12 @@ use sha2::Digest as _;
 
 use super::{
     super::{
-        compare::{Stored, content_length},
         error::{RepositoryError, StorageError},
         open::Indexed,
         restore::meta,
         store::{directory, own_meta},
     },
-    read::contents,
+    read::{contents, walk},
 };
 use crate::logs::{Catalogue, SourceFile, SourceLog, digest, source_dir_name};
 
@@ -63,27 +62,22 @@ pub(super) struct Before {
 }
 
 impl Before {
-    pub(super) fn read(
-        index: &Indexed,
-        tree: TreeId,
-        packs: &HashMap<Id, u64>,
-    ) -> Result<Self, RepositoryError> {
+    pub(super) fn read(index: &Indexed, tree: TreeId, packs: &HashMap<Id, u64>) -> Self {
         let mut before = Self::default();
-        for (path, node, unreadable) in Stored::walk(index, tree)? {
-            if let Some(error) = unreadable {
-                let what = format!("this directory of the log archive cannot be read: {error}");
-                before.lose(path, what);
-            } else if node.is_file() && path.starts_with(LOGS_ROOT) {
-                match content_length(&node, index, packs) {
-                    Ok(length) if length.0 == node.meta.size => {
-                        before.nodes.insert(path, node);
-                    }
-                    Ok(length) => before.lose(path, format!("has {length} of its {} bytes", node.meta.size)),
-                    Err(what) => before.lose(path, what),
+        let (files, lost) = walk(index, tree);
+        for (path, what) in lost {
+            before.lose(path, format!("this directory of the log archive {what}"));
+        }
+        for (path, node) in files {
+            match length(&node, index, packs) {
+                Ok(length) if length == node.meta.size => {
+                    before.nodes.insert(path, node);
                 }
+                Ok(length) => before.lose(path, format!("has {length} of its {} bytes", node.meta.size)),
+                Err(what) => before.lose(path, what),
             }
         }
-        Ok(before)
+        before
     }
 
     fn lose(&mut self, path: PathBuf, what: String) {
@@ -334,6 +328,22 @@ impl<'a> Wanted<'a> {
         let settled = now.checked_add(SignedDuration::from_secs(2)).unwrap_or(now);
         Manifest::merge(settled, above.chain(self.files.into_values()).collect())
     }
+}
+
+/// How many bytes the stored parts of a file have together, if all of them are there.
+fn length(node: &Node, index: &Indexed, packs: &HashMap<Id, u64>) -> Result<u64, String> {
+    let mut length = 0;
+    for part in node.content.iter().flatten() {
+        let short = || part.to_hex().get(..8).unwrap_or_default().to_owned();
+        let entry =
+            index.get_index_entry(part).map_err(|_| format!("its part {} is in no index", short()))?;
+        let end = u64::from(entry.location.offset) + u64::from(entry.location.length);
+        if packs.get(&*entry.pack).is_none_or(|size| *size < end) {
+            return Err(format!("the repository has lost the pack with its part {}", short()));
+        }
+        length += u64::from(entry.data_length());
+    }
+    Ok(length)
 }
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>, RepositoryError> {
