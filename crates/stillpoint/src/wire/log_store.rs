@@ -1,29 +1,25 @@
-//! The log archive of an application and its repository: storing it, what of it is kept, the spool's space, its history.
+//! The log archive of an application and its repository: storing it, what of it is kept, the spool's space.
 //!
 //! Crash story: see [`vault::repository`]: one snapshot of the archive is listed at any moment. A segment leaves the spool
 //! after it was read back whole from that snapshot; what retention drops leaves the spool first and the repository second,
 //! so that a stop in between is found by the next plan. Nothing here is in the way of the archive's writer: it takes no lock
 //! of the spool.
 
-use std::time::{Duration, Instant};
-
 use engines::server::binlog::read;
 use jiff::SignedDuration;
 use model::{
-    history_log::{LogEvent, LogLine},
     id::{EpochId, SourceId},
     inventory::{Application, Database},
     logs::{LogKind, LogStatus, SegmentHead, WholePart},
     logs_retention::{self, Anchor, LogsPlan, spool_surplus},
     logs_store::LogsRecord,
-    port::{Failure, FailureKind, Shelf},
+    port::{Failure, Shelf},
     problem::Problem,
     retention::RetentionPlan,
     server::Flavor,
 };
 use serde::Serialize;
 use vault::{
-    history,
     logs::{Catalogue, SourceLog, Spool, Tail},
     repository::{LogOwner, Repository},
 };
@@ -31,11 +27,7 @@ use vault::{
 use super::run::Run;
 
 /// How long segments stay in the spool although the repository has them, for restores without reading it.
-pub const LOCAL: SignedDuration = SignedDuration::from_hours(48);
-/// How often the archive is stored.
-pub const INTERVAL: Duration = Duration::from_secs(60);
-/// How often a line is written to the history.
-const HISTORY: Duration = Duration::from_secs(3600);
+const LOCAL: SignedDuration = SignedDuration::from_hours(48);
 
 /// The spool of an application.
 #[must_use]
@@ -240,85 +232,4 @@ fn joined(statuses: Vec<LogStatus>, record: Option<&LogsRecord>) -> Vec<LogState
     }
     states.sort_by(|a, b| a.source.cmp(&b.source));
     states
-}
-
-/// Stores the archive again and again while it is written, and keeps its history: for a thread beside the writer.
-pub struct Keeper<'a> {
-    run: &'a Run<'a>,
-    application: &'a Application,
-    repository: Option<Repository>,
-    last_line: Option<Instant>,
-}
-
-impl<'a> Keeper<'a> {
-    /// For an application whose archive is written by this process.
-    #[must_use]
-    pub fn new(run: &'a Run<'a>, application: &'a Application) -> Self {
-        Self { run, application, repository: None, last_line: None }
-    }
-
-    /// Stores every [`INTERVAL`] until somebody asks to stop, and a last time then. `tell` hears of what goes wrong; the
-    /// archive goes on.
-    pub fn keep(&mut self, is_stopped: &dyn Fn() -> bool, tell: &dyn Fn(&Failure)) {
-        let mut told = String::new();
-        let mut last = Instant::now();
-        while !is_stopped() {
-            std::thread::sleep(Duration::from_millis(200));
-            if last.elapsed() < INTERVAL && self.last_line.is_some() {
-                continue;
-            }
-            last = Instant::now();
-            let turn = self.turn(false);
-            self.heed(turn, &mut told, tell);
-        }
-        let turn = self.turn(true);
-        self.heed(turn, &mut told, tell);
-    }
-
-    /// Tells each failure once in a row; after one the repository is opened anew.
-    fn heed(&mut self, turn: Result<(), Failure>, told: &mut String, tell: &dyn Fn(&Failure)) {
-        match turn {
-            Ok(()) => told.clear(),
-            Err(failure) => {
-                self.repository = None;
-                let text = failure.in_full();
-                if *told != text && failure.kind != FailureKind::Locked {
-                    tell(&failure);
-                }
-                *told = text;
-            }
-        }
-    }
-
-    fn turn(&mut self, is_last: bool) -> Result<(), Failure> {
-        let mut repository = match self.repository.take() {
-            Some(repository) => repository,
-            None => self.run.open(self.application)?,
-        };
-        let kept = store(self.run, self.application, &mut repository);
-        let lines = self.lines(&repository, is_last);
-        self.repository = Some(repository);
-        for problem in kept? {
-            tracing::warn!("{problem}");
-        }
-        lines
-    }
-
-    /// A line of history for each source: at the beginning, once an hour, and at the end.
-    fn lines(&mut self, repository: &Repository, is_last: bool) -> Result<(), Failure> {
-        let event = match self.last_line {
-            _ if is_last => LogEvent::Ended,
-            None => LogEvent::Started,
-            Some(last) if last.elapsed() >= HISTORY => LogEvent::Hourly,
-            Some(_) => return Ok(()),
-        };
-        self.last_line = Some(Instant::now());
-        let place = self.run.inventory.place(self.application);
-        let now = self.run.clock.now();
-        for state in states(self.run, self.application, repository)? {
-            let line = LogLine::new(now, event, &state.source, state.status.as_ref(), state.stored_until);
-            history::append_log(&place, &self.application.name, &line)?;
-        }
-        Ok(())
-    }
 }
