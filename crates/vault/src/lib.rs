@@ -9,4 +9,5 @@ extern crate self as vault;
 mod archiver;
 pub mod history;
 pub mod journal;
+pub mod logs;
 pub mod repository;

@@ -9,7 +9,7 @@ use crate::{
     cli::ListArgs,
     exit::{Exit, Outcome},
     output::backups::{Line, List, Lists},
-    wire::{inventory, password, run::Run},
+    wire::{inventory, log_store, password, run::Run},
 };
 
 /// Lists them.
@@ -25,11 +25,13 @@ pub fn run(context: &Context, args: &ListArgs) -> Outcome {
     let mut lists = Lists { applications: Vec::new() };
     for application in applications {
         context.interrupt.check()?;
-        let backups = run.open(application)?.backups()?;
+        let mut repository = run.open(application)?;
+        let backups = repository.backups()?;
         lists.applications.push(List {
             application: application.name.clone(),
             relpath: application.relpath.clone(),
             backups: backups.into_iter().map(Line::from).collect(),
+            logs: log_store::states(&run, application, &repository)?,
         });
     }
     run.end()?;

@@ -13,6 +13,7 @@ use model::{
 use serde::Serialize;
 
 use super::{Align, Report, Table, counted, problem_lines};
+use crate::wire::log_store::LogState;
 
 /// A time for people: UTC with offset, whole seconds.
 #[must_use]
@@ -39,6 +40,9 @@ pub struct List {
     pub relpath: Relpath,
     /// Oldest first.
     pub backups: Vec<Line>,
+    /// How far the log archive is, for each source.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub logs: Vec<LogState>,
 }
 
 /// One backup in a list.
@@ -147,7 +151,8 @@ impl List {
     fn text(&self) -> String {
         let heading = format!("{} ({})", self.application, self.relpath);
         if self.backups.is_empty() {
-            return format!("{heading}\nno backups yet; `stillpoint backup {}` makes one", self.application);
+            let remedy = format!("`stillpoint backup {}` makes one", self.application);
+            return format!("{heading}\nno backups yet; {remedy}{}", self.logs_text());
         }
         let mut table = Table::new(&[
             ("backup", Align::Left),
@@ -162,7 +167,22 @@ impl List {
         for backup in &self.backups {
             table.row(backup.cells());
         }
-        format!("{heading}\n{}", table.text())
+        format!("{heading}\n{}{}", table.text(), self.logs_text())
+    }
+
+    fn logs_text(&self) -> String {
+        let line = |state: &LogState| {
+            let lag = state.status.as_ref().map_or_else(String::new, |status| {
+                let trouble = status.trouble.as_ref().map(|what| format!(" ({what})")).unwrap_or_default();
+                let at = utc(status.at);
+                format!("{:.1} s behind at {at}, at most {:.1} s{trouble}; ", status.lag_s, status.max_lag_s)
+            });
+            let stored = state
+                .stored_until
+                .map_or_else(|| "nothing".to_owned(), |time| format!("up to {}", utc(time)));
+            format!("\nlog of {}: {lag}{stored} in the repository", state.source)
+        };
+        self.logs.iter().map(line).collect()
     }
 }
 
@@ -277,6 +297,7 @@ mod tests {
             application: AppName::new("hydro").unwrap(),
             relpath: Relpath::new("demo/hydro").unwrap(),
             backups: vec![Line::from(stored)],
+            logs: vec![],
         };
         Lists { applications: vec![list] }
     }

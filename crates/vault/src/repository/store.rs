@@ -13,7 +13,7 @@ use model::{
     entry::{Body, Entry, Kind, Manifest, Meta, Role},
     id::BackupId,
     known::Known,
-    port::{Draft, Failure, Progress, Stage, Store},
+    port::{Draft, Failure, Progress, Silent, Stage, Store},
     problem::{Effect, Problem},
     record::{BackupRecord, CutRecord},
     size::Bytes,
@@ -160,6 +160,56 @@ impl Repository {
             bytes_added: Bytes(bytes_added.saturating_sub(session.written_before)),
             problems: session.notes.iter().cloned().chain(tally.problems).collect(),
         })
+    }
+
+    /// Stores a manifest that is no backup on top of one tree, in a session of its own that goes on until
+    /// [`Self::end_session`]. What is [`Body::Carried`] must have the very stamp that it has in that tree. Nothing is
+    /// listed; what the tree lacks is the second result.
+    pub(super) fn archive_apart(
+        &mut self,
+        manifest: Manifest,
+        parent: Option<TreeId>,
+    ) -> Result<(TreeId, Vec<Problem>), RepositoryError> {
+        let archiver = self.session()?.archiver.clone();
+        // What of the parent cannot be read is missing from the new tree, which is compared below.
+        let bases: Vec<Base> = parent
+            .map(|tree| self.base(&archiver, Name::from_id(&tree.into_inner()), &mut Vec::new()))
+            .into_iter()
+            .collect();
+        let total = manifest.bytes();
+        let feed = Feed::new(Arc::new(manifest), Vec::new(), Vec::new());
+        let root =
+            self.archive(&feed, &bases, (&Silent, Stage::Storing, total), |pass| archiver.store(pass))?;
+        archiver.index.note_packs(&packs(&self.backend)?);
+        let blobs = Blobs { backend: &self.backend, key: &self.locks.key, index: &archiver.index };
+        let tally = compare(&feed, blobs, root, Path::new(""))?;
+        Ok((root.id().into(), tally.problems))
+    }
+
+    /// Begins a session that looks for no parent: for what is no backup.
+    pub(super) fn begin_apart(&mut self) -> Result<(), RepositoryError> {
+        self.end_session()?;
+        let lock = self.locks.take(LockKind::Shared)?;
+        self.backend.forget();
+        let opened = self.opened()?;
+        let alone = || self.locks.is_alone(&lock);
+        let archiver = Archiver::begin(&self.backend, &self.locks.key, opened.config(), alone)?;
+        let written_before = self.backend.written();
+        self.session = Some(Session {
+            lock,
+            archiver: Arc::new(archiver),
+            parent: None,
+            ahead: None,
+            drafts: HashMap::new(),
+            notes: Vec::new(),
+            written_before,
+        });
+        Ok(())
+    }
+
+    /// Whether the lock of the session is still there.
+    pub(super) fn session_stands(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.lock.stands())
     }
 
     /// Does a pass over a feed as a stage that can be stopped.
@@ -312,7 +362,7 @@ fn record_entries(cut: &CutRecord) -> Result<Vec<Entry>, RepositoryError> {
 }
 
 /// A directory above the record: as it is on this machine, else as a package would make it.
-fn directory(path: &Path, cut_at: Timestamp) -> Entry {
+pub(super) fn directory(path: &Path, cut_at: Timestamp) -> Entry {
     let mut meta = own_meta(0o040_755, cut_at);
     if let Ok(real) = std::fs::symlink_metadata(path)
         && real.is_dir()
@@ -330,7 +380,7 @@ fn directory(path: &Path, cut_at: Timestamp) -> Entry {
     Entry { path: path.into(), kind: Kind::Dir, meta, body: Body::Nothing, role: Role::Ancestor }
 }
 
-fn own_meta(mode: u32, time: Timestamp) -> Meta {
+pub(super) fn own_meta(mode: u32, time: Timestamp) -> Meta {
     Meta {
         mode,
         uid: 0,
