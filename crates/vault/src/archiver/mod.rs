@@ -66,6 +66,9 @@ const DATA_PACK: usize = 8 << 20;
 /// Packs of trees likewise.
 const TREE_PACK: usize = 4 << 20;
 
+/// The workers are told how far the caller is every so many entries.
+const REACH: usize = 1024;
+
 /// How many cores there are.
 fn cores() -> usize {
     thread::available_parallelism().map_or(2, NonZero::get)
@@ -219,6 +222,9 @@ impl Job<'_> {
     ) -> Result<(), RepositoryError> {
         let mut early = HashMap::new();
         for (place, entry) in self.feed.entries() {
+            if place % REACH == 0 {
+                board.reached(place);
+            }
             if entry.kind != Kind::File {
                 take(entry, &[])?;
             } else if let Some(content) = carried(self, entry) {
@@ -228,6 +234,7 @@ impl Job<'_> {
                 take(entry, &content)?;
             }
         }
+        board.reached(self.feed.len());
         Ok(())
     }
 }

@@ -37,7 +37,7 @@ const RUN: usize = 16;
 const RUN_BYTES: u64 = 1 << 20;
 
 /// Workers are at most so many entries ahead of the caller: results wait in memory.
-const AHEAD: usize = 1 << 17;
+const AHEAD: usize = 1 << 14;
 
 /// How often whoever waits looks whether somebody asked to stop.
 const LOOK: Duration = Duration::from_millis(100);
@@ -201,6 +201,12 @@ impl Board {
             state.awaited = Some(place);
             state = self.delivered.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// The caller has taken all entries before this one, whether it had to wait for them or not.
+    pub(crate) fn reached(&self, place: usize) {
+        self.state().taken = place;
+        self.work.notify_all();
     }
 
     /// The error that ended everything, after all workers have.

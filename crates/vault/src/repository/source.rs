@@ -61,8 +61,8 @@ struct Inner {
 
 #[derive(Clone, Copy)]
 enum Slot {
-    Manifest(usize),
-    More(usize),
+    Manifest(u32),
+    More(u32),
 }
 
 impl Feed {
@@ -72,12 +72,12 @@ impl Feed {
         let mut rest = more.iter().enumerate().peekable();
         for (i, entry) in manifest.entries.iter().enumerate() {
             while let Some((j, _)) = rest.next_if(|(_, m)| tree_order(&m.path, &entry.path).is_lt()) {
-                order.push(Slot::More(j));
+                order.push(Slot::More(j as u32));
             }
             let _same = rest.next_if(|(_, m)| m.path == entry.path);
-            order.push(Slot::Manifest(i));
+            order.push(Slot::Manifest(i as u32));
         }
-        order.extend(rest.map(|(j, _)| Slot::More(j)));
+        order.extend(rest.map(|(j, _)| Slot::More(j as u32)));
         Self(Arc::new(Inner {
             manifest,
             more,
@@ -137,8 +137,8 @@ impl Feed {
 impl Inner {
     fn entry(&self, place: usize) -> Option<&Entry> {
         match self.order.get(place)? {
-            Slot::Manifest(i) => self.manifest.entries.get(*i),
-            Slot::More(j) => self.more.get(*j),
+            Slot::Manifest(i) => self.manifest.entries.get(*i as usize),
+            Slot::More(j) => self.more.get(*j as usize),
         }
     }
 
