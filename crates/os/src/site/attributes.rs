@@ -191,18 +191,20 @@ impl On<'_> {
 
     fn set_mode(&self, bits: u32) -> io::Result<()> {
         let mode = Mode::from_raw_mode(bits);
-        Ok(match self {
+        match self {
             Self::Name(place) => chmodat(&place.dir, &place.name, mode, AtFlags::empty())?,
             Self::Open(file) => fchmod(file, mode)?,
-        })
+        }
+        Ok(())
     }
 
     fn set_times(&self, meta: &Meta) -> io::Result<()> {
         let times = Timestamps { last_access: timespec(meta.atime), last_modification: timespec(meta.mtime) };
-        Ok(match self {
+        match self {
             Self::Name(place) => utimensat(&place.dir, &place.name, &times, AtFlags::SYMLINK_NOFOLLOW)?,
             Self::Open(file) => futimens(file, &times)?,
-        })
+        }
+        Ok(())
     }
 }
 

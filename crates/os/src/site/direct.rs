@@ -181,3 +181,54 @@ fn compare(file: &File, at: u64, written: &[u8], back: &mut [u8]) -> io::Result<
     }
     if back[..written.len()] == *written { Ok(()) } else { Err(io::Error::other(ReadsOtherwise)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, File},
+        os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    };
+
+    use super::{BATCH, Batches, Buffer, Buffers, compare, is_for};
+
+    /// Bytes, zeros of more than a batch, bytes, and an end that is no block's.
+    fn content() -> Vec<u8> {
+        let noise = |count: usize| (0..count).map(|n| (n.wrapping_mul(2_654_435_761) >> 9) as u8 | 1);
+        let zeros = vec![0; 2 * BATCH + 100_000];
+        noise(BATCH + 70_000).chain(zeros).chain(noise(BATCH / 2 + 123)).collect()
+    }
+
+    #[test]
+    fn stretches_come_out_as_they_went_in_with_their_holes() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = dir.path().join("file");
+        let plain = File::create(&path).unwrap();
+        if !is_for(&plain) {
+            // Here files are written through the page cache.
+            return;
+        }
+        let bytes = content();
+        plain.set_len(bytes.len() as u64).unwrap();
+        let flags = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).unwrap();
+        let file = File::options().read(true).write(true).custom_flags(flags).open(&path).unwrap();
+        let (buffers, middle) = (Buffers::default(), 2 * BATCH);
+        std::thread::scope(|scope| {
+            for (from, to) in [(0, middle), (middle, bytes.len())] {
+                let (bytes, file, buffers) = (&bytes[from..to], &file, &buffers);
+                scope.spawn(move || {
+                    let mut batches = Batches::new(file, buffers, from as u64..to as u64, true);
+                    bytes.chunks(99_999).for_each(|part| batches.append(part).unwrap());
+                    batches.flush().unwrap();
+                });
+            }
+        });
+        plain.set_len(bytes.len() as u64).unwrap();
+        assert!(fs::read(&path).unwrap() == bytes);
+        let allocated = fs::metadata(&path).unwrap().blocks() * 512;
+        assert!(allocated < bytes.len() as u64 - BATCH as u64, "{allocated} bytes are allocated");
+        let mut back = Buffer::new();
+        assert!(compare(&file, 0, &bytes[..BATCH], back.get()).is_ok());
+        plain.write_all_at(&[bytes[5000] ^ 1], 5000).unwrap();
+        assert!(compare(&file, 0, &bytes[..BATCH], back.get()).is_err());
+    }
+}

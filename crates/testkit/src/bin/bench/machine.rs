@@ -43,6 +43,8 @@ pub fn facts(dir: &std::path::Path) -> String {
         said("sysbench", &["--version"]),
         said("mkfs.xfs", &["-V"]),
         said("btrfs", &["--version"]),
+        said("restic", &["version"]),
+        said("borg", &["--version"]),
     ];
     let versions: Vec<String> = versions.into_iter().filter(|version| !version.is_empty()).collect();
     format!(

@@ -1,14 +1,16 @@
 //! Makes the tables of `docs/BENCHMARKS.md`: what clients of a loaded MariaDB server notice of a cut, of other backup
-//! tools, and of a bare LVM snapshot. `scripts/bench` builds and runs it; see there for the arguments.
+//! tools, and of a bare LVM snapshot; and the archiver beside others. `scripts/bench` builds and runs it; see there for the arguments.
 //!
 //! Nothing on that page is typed by hand. A run replaces the rows that it measured and leaves the others.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "progress for whoever waits for the figures")]
 
+mod archive;
 mod figures;
 mod lvm;
 mod machine;
 mod options;
 mod page;
+mod peer;
 mod scene;
 mod stall;
 mod tools;
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
     match options.command.as_str() {
         "stall" => stall::run(&options),
         "tools" => tools::run(&options),
+        "archive" => archive::run(&options),
         "lvm" => lvm::run(&options),
         "lvm-guest" => lvm::guest(&options),
         "page" => page::render_again(&options),

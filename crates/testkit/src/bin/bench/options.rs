@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-pub const USAGE: &str = "usage: bench stall|tools|lvm|page [--dir DIR] [--program FILE] [--page FILE] [--fs xfs,btrfs] \
+pub const USAGE: &str = "usage: bench stall|tools|lvm|archive|page [--dir DIR] [--program FILE] [--page FILE] [--fs xfs,btrfs] \
                          [--gb 0.5,2.4,8] [--age fresh,aged] [--files 230] [--cuts 20] [--runs 3] [--nights 10] \
-                         [--threads 4] [--rate 200] [--clients 4]";
+                         [--threads 4] [--rate 200] [--clients 4] [--small 100000] [--million 1000000] [--rustic FILE]";
 
 /// What is to be measured, and how often.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `stall`, `tools`, `lvm`, `page`.
+    /// `stall`, `tools`, `lvm`, `archive`, `page`.
     pub command: String,
     /// Where filesystem images are made.
     pub dir: PathBuf,
@@ -37,6 +37,12 @@ pub struct Options {
     pub rate: u32,
     /// Clients with a stopwatch.
     pub clients: u32,
+    /// Small files of the archiver's cases.
+    pub small: u64,
+    /// Tiny files, for its memory; none if 0.
+    pub million: u64,
+    /// Another tool's program, which no distribution has.
+    pub rustic: PathBuf,
 }
 
 impl Options {
@@ -58,10 +64,15 @@ impl Options {
             threads: 4,
             rate: 200,
             clients: 4,
+            small: 100_000,
+            million: 1_000_000,
+            rustic: PathBuf::from("target/rustic/bin/rustic"),
         };
         if command == "lvm" || command == "lvm-guest" {
             // The virtual machine computes about ten times slower.
             (options.sizes, options.files, options.rate, options.clients) = (vec![0.2], 20, 20, 2);
+        } else if command == "archive" {
+            (options.sizes, options.files, options.nights) = (vec![2.1], 16, 30);
         } else if command == "tools" {
             options.sizes = vec![2.4];
         }
@@ -87,6 +98,9 @@ impl Options {
             "--threads" => self.threads = number(value)?,
             "--rate" => self.rate = number(value)?,
             "--clients" => self.clients = number(value)?,
+            "--small" => self.small = number(value)?,
+            "--million" => self.million = number(value)?,
+            "--rustic" => self.rustic = value.into(),
             other => return Err(format!("{other} is not known")),
         }
         Ok(())
@@ -94,6 +108,9 @@ impl Options {
 
     /// The load in words.
     pub fn load(&self) -> String {
+        if self.command == "archive" {
+            return "none but the tool that is measured".to_owned();
+        }
         let rate = if self.rate == 0 {
             "as many transactions as go".to_owned()
         } else {

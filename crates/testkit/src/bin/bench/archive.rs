@@ -1,0 +1,256 @@
+//! The archiver beside restic, borg and rustic: the same data, one after the other, caches warmed alike, everything on
+//! disk when the clock is stopped, keys derived from a password by each in its own way.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
+use testkit::server::{PrivateServer, ServerBuilder, Sysbench};
+
+use super::{
+    figures::{cell, column, median},
+    options::Options,
+    page,
+    peer::{ALL, Ran, Tool},
+};
+
+/// InnoDB's default page size, bytes.
+const PAGE: u64 = 16 * 1024;
+/// Scattered updates before the first backup.
+const AGEING: Duration = Duration::from_secs(20);
+/// Files in a directory.
+const TOGETHER: u64 = 500;
+
+/// Measures all cases.
+pub fn run(options: &Options) {
+    let dir = tempfile::tempdir_in(&options.dir).expect("a directory");
+    for &gigabytes in &options.sizes {
+        pages(options, dir.path(), gigabytes);
+    }
+    small(options, dir.path());
+    if options.million > 0 {
+        many(options, dir.path());
+    }
+}
+
+/// Tables of a real server: first, some nights, restored.
+fn pages(options: &Options, dir: &Path, gigabytes: f64) {
+    let (server, data) = tables(options, dir, gigabytes);
+    let bench = Bench { options, dir, data: data.clone(), size: format!("{gigabytes} GB") };
+    bench.first("pages, first");
+    let mut random = StdRng::seed_from_u64(1);
+    let mut nights: Vec<(Tool, Vec<Ran>)> = ALL.map(|tool| (tool, vec![])).into();
+    for _ in 0..options.nights {
+        change_pages(&data, &mut random);
+        for (tool, ran) in &mut nights {
+            ran.push(bench.backup(*tool));
+        }
+    }
+    bench.told("pages, a later night: 1 % changed", &nights);
+    let kept: Vec<(Tool, Vec<Ran>)> =
+        ALL.iter().map(|tool| (*tool, vec![Ran::kept(bench.repository(*tool))])).collect();
+    bench.told(&format!("pages, repository of the first and {} nights", options.nights), &kept);
+    bench.restore("pages, restore");
+    bench.clear();
+    drop(server);
+    let _ = fs::remove_dir_all(dir.join("server"));
+}
+
+/// The data directory of a stopped server, aged; it is there until the server is dropped.
+fn tables(options: &Options, dir: &Path, gigabytes: f64) -> (PrivateServer, PathBuf) {
+    let builder = PrivateServer::builder()
+        .directory(dir.join("server"))
+        .option("--innodb-buffer-pool-size=512M")
+        .no_binlog();
+    let mut server = ServerBuilder::start(builder);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "gigabytes of tests")]
+    let tables = Sysbench::sized(options.files, (gigabytes * 1e9) as u64);
+    println!("making {} tables of {} rows", tables.tables, tables.rows);
+    tables.prepare(&server);
+    let load = tables.start(&server, options.threads, 0, AGEING);
+    std::thread::sleep(AGEING);
+    drop(load);
+    server.stop();
+    let data = server.datadir().to_owned();
+    (server, data)
+}
+
+/// Many small files: first, unchanged, a little changed, restored.
+fn small(options: &Options, dir: &Path) {
+    let data = dir.join("small");
+    make_small(&data, options.small);
+    let bench = Bench { options, dir, data: data.clone(), size: format!("{} files", options.small) };
+    bench.first("small files, first");
+    bench.each("small files, unchanged", |_| {});
+    let mut random = StdRng::seed_from_u64(3);
+    bench.each("small files, 1 % changed", |run| change_small(&data, options.small, run, &mut random));
+    bench.restore("small files, restore");
+    bench.clear();
+    let _ = fs::remove_dir_all(&data);
+}
+
+/// So many files that the memory for them shows.
+fn many(options: &Options, dir: &Path) {
+    let data = dir.join("many");
+    for number in 0..options.million {
+        let below = data.join((number / TOGETHER).to_string());
+        if number % TOGETHER == 0 {
+            fs::create_dir_all(&below).expect("a directory");
+        }
+        fs::write(below.join(number.to_string()), number.to_string()).expect("a file");
+    }
+    let once = Options { runs: 1, ..options.clone() };
+    let bench = Bench { options: &once, dir, data: data.clone(), size: format!("{} files", options.million) };
+    bench.first("tiny files, first");
+    bench.clear();
+    let _ = fs::remove_dir_all(&data);
+}
+
+/// One set of data, and a repository of each tool.
+struct Bench<'a> {
+    options: &'a Options,
+    dir: &'a Path,
+    data: PathBuf,
+    size: String,
+}
+
+impl Bench<'_> {
+    fn repository(&self, tool: Tool) -> PathBuf {
+        self.dir.join("repositories").join(tool.name())
+    }
+
+    fn backup(&self, tool: Tool) -> Ran {
+        warm(&self.data);
+        tool.backup(self.options, &self.repository(tool), &self.data)
+    }
+
+    /// Into new repositories, of which the last ones stay.
+    fn first(&self, case: &str) {
+        self.each(case, |_| {
+            let _ = fs::remove_dir_all(self.dir.join("repositories"));
+            ALL.iter().for_each(|tool| tool.init(self.options, &self.repository(*tool), &self.data));
+        });
+    }
+
+    /// Every tool in turn, again and again.
+    fn each(&self, case: &str, mut before: impl FnMut(usize)) {
+        let mut all: Vec<(Tool, Vec<Ran>)> = ALL.map(|tool| (tool, vec![])).into();
+        for run in 0..self.options.runs {
+            before(run);
+            for (tool, ran) in &mut all {
+                ran.push(self.backup(*tool));
+            }
+        }
+        self.told(case, &all);
+    }
+
+    fn restore(&self, case: &str) {
+        let out = self.dir.join("restored");
+        let mut all: Vec<(Tool, Vec<Ran>)> = ALL.map(|tool| (tool, vec![])).into();
+        for _ in 0..self.options.runs {
+            for (tool, ran) in &mut all {
+                warm(&self.repository(*tool));
+                ran.push(tool.restore(self.options, &self.repository(*tool), &out));
+                let said = super::machine::said(
+                    "diff",
+                    &["-rq", &self.data.to_string_lossy(), &found(&out, &self.data).to_string_lossy()],
+                );
+                assert_eq!(said, "", "{} restored something else", tool.name());
+                fs::remove_dir_all(&out).expect("what was restored can be removed");
+            }
+        }
+        self.told(case, &all);
+    }
+
+    fn clear(&self) {
+        let _ = fs::remove_dir_all(self.dir.join("repositories"));
+    }
+
+    fn told(&self, case: &str, all: &[(Tool, Vec<Ran>)]) {
+        let rows: Vec<Vec<String>> = all.iter().map(|(tool, ran)| self.row(case, *tool, ran)).collect();
+        rows.iter().for_each(|row| println!("{}", row.join(" | ")));
+        page::update(self.options, &page::ARCHIVE, rows);
+    }
+
+    fn row(&self, case: &str, tool: Tool, all: &[Ran]) -> Vec<String> {
+        let of = |of: fn(&Ran) -> f64| cell(median(&column(all, of)));
+        vec![
+            case.to_owned(),
+            self.size.clone(),
+            tool.name().to_owned(),
+            all.len().to_string(),
+            of(|ran| ran.wall),
+            of(|ran| ran.processor),
+            of(|ran| ran.memory),
+            of(|ran| ran.added),
+            page::measured(),
+        ]
+    }
+}
+
+/// Where a directory lies below what was restored: some tools restore the path to it, some only what it holds.
+fn found(out: &Path, data: &Path) -> PathBuf {
+    let whole = out.join(data.strip_prefix("/").unwrap_or(data));
+    if whole.exists() { whole } else { out.to_owned() }
+}
+
+/// Reads everything below, so that no tool finds it colder than another.
+fn warm(below: &Path) {
+    let begun = Instant::now();
+    super::machine::said(
+        "sh",
+        &["-c", "sync; find \"$0\" -type f -exec cat {} + | wc -c", &below.to_string_lossy()],
+    );
+    if begun.elapsed() > Duration::from_secs(60) {
+        println!("warming took {:.0} s", begun.elapsed().as_secs_f64());
+    }
+}
+
+fn change_pages(data: &Path, random: &mut StdRng) {
+    let tables = fs::read_dir(data.join("sbtest")).expect("the tables' directory").flatten();
+    let mut tables: Vec<PathBuf> = tables.map(|entry| entry.path()).collect();
+    tables.sort();
+    let mut page = vec![0; usize::try_from(PAGE).expect("a page is small")];
+    for table in tables.iter().filter(|path| path.extension().is_some_and(|e| e == "ibd")) {
+        let file = File::options().read(true).write(true).open(table).expect("a table");
+        let pages = file.metadata().expect("its size").len() / PAGE;
+        for _ in 0..pages.div_ceil(100) {
+            let at = random.random_range(0..pages) * PAGE;
+            file.read_exact_at(&mut page, at).expect("a page");
+            // As an update of some rows: a part of the page is new.
+            let from = random.random_range(0..page.len() - 2000);
+            random.fill_bytes(&mut page[from..from + 2000]);
+            file.write_all_at(&page, at).expect("the page is written");
+        }
+    }
+}
+
+fn make_small(data: &Path, count: u64) {
+    let mut random = StdRng::seed_from_u64(2);
+    for number in 0..count {
+        let path = small_path(data, number);
+        if number % TOGETHER == 0 {
+            fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
+        }
+        // Most are small and some are not: 1 to 71 kB, 9 kB on average.
+        let size = 1000 + (70_000.0 * random.random::<f64>().powi(8)) as usize;
+        let mut bytes = vec![b'x'; size];
+        random.fill_bytes(&mut bytes[..size / 2]);
+        fs::write(path, bytes).expect("a file");
+    }
+}
+
+fn change_small(data: &Path, count: u64, run: usize, random: &mut StdRng) {
+    for _ in 0..count.div_ceil(100) {
+        let path = small_path(data, random.random_range(0..count));
+        fs::write(path, format!("changed before run {run}, {}", random.next_u64())).expect("a file");
+    }
+}
+
+fn small_path(data: &Path, number: u64) -> PathBuf {
+    data.join((number / TOGETHER).to_string()).join(number.to_string())
+}
