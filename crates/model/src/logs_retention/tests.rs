@@ -1,3 +1,7 @@
+//! What retention decides about logs, by example and by property.
+//!
+//! Crash story: pure functions are called, nothing else.
+
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, proptest};
 
