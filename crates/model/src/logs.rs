@@ -178,6 +178,38 @@ pub struct LogServer {
     pub uuid: Option<String>,
 }
 
+/// What is known when a segment is begun: `{number}.head`, there until its sidecar is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentHead {
+    /// Format version, [`LOGS_VERSION`].
+    pub version: u32,
+    /// Where it begins.
+    pub from: LogPlace,
+    /// See [`SegmentRecord::lead`].
+    #[serde(default)]
+    pub lead: u64,
+    /// Binary logs: GTID state at `from`, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gtid_state: Option<Gtids>,
+    /// When it was begun, by this machine's clock.
+    pub begun_at: Timestamp,
+}
+
+/// What a segment holds up to the end of its last whole transaction, as its own bytes say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WholePart {
+    /// Its length in the file, lead included.
+    pub bytes: u64,
+    /// Where it ends.
+    pub to: LogPlace,
+    /// Transactions.
+    pub transactions: u64,
+    /// Smallest and largest time of them, if the log says any.
+    pub commits: Option<Span>,
+    /// Binary logs: GTID state after it, if it is known.
+    pub gtid_state: Option<Gtids>,
+}
+
 /// One closed segment: its sidecar, `{number}.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentRecord {
@@ -260,6 +292,20 @@ pub struct Epoch {
     pub segments: Vec<SegmentRecord>,
     /// Segments that should be there and are missing or damaged: number and what was found.
     pub damaged: Vec<(u64, String)>,
+}
+
+impl Span {
+    /// One moment.
+    #[must_use]
+    pub fn at(time: Timestamp) -> Self {
+        Self { first: time, last: time }
+    }
+
+    /// The shortest that holds both.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self { first: self.first.min(other.first), last: self.last.max(other.last) }
+    }
 }
 
 impl Epoch {

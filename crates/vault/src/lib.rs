@@ -8,4 +8,5 @@ extern crate self as vault;
 
 pub mod history;
 pub mod journal;
+pub mod logs;
 pub mod repository;
