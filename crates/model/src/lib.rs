@@ -10,6 +10,7 @@ pub mod coverage;
 pub mod cut;
 pub mod decide;
 pub mod entry;
+pub mod gtid;
 pub mod history;
 pub mod id;
 pub mod inventory;
