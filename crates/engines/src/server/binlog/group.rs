@@ -78,6 +78,12 @@ impl Grouper {
         self.begun.as_ref()
     }
 
+    /// Whether an event belongs to no transaction.
+    #[must_use]
+    pub fn is_outside(&self, event: &Event<'_>) -> bool {
+        self.begun.is_none() && self.clone().take(event).0 == Part::Outside
+    }
+
     /// The file ended: what was begun in it was never finished (the server crashed), and a server never shows it.
     pub fn forget(&mut self) {
         self.begun = None;
