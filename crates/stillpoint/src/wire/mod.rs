@@ -11,6 +11,7 @@ pub mod lock;
 pub mod logbook;
 pub mod open;
 pub mod password;
+pub mod recover;
 pub mod restore;
 pub mod run;
 pub mod served;

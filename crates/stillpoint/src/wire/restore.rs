@@ -24,6 +24,7 @@ use os::{durable, hold::StopHook, site::LocalSite, staging::Staging};
 use vault::repository::Repository;
 
 use super::{
+    recover::Ready,
     run::Run,
     served::{self, FilesTarget, LoadTarget},
 };
@@ -120,7 +121,7 @@ fn job<'a>(
     }
 }
 
-/// Executes a plan, with the database servers in it.
+/// Executes a plan, with the database servers in it, and the logs that are replayed into them.
 ///
 /// # Errors
 /// As [`execute`]. A server's copy that cannot be made to open where it lies is a problem of the report.
@@ -131,6 +132,7 @@ pub fn execute_all(
     plan: &RestorePlan,
     contents: &dyn Contents,
     progress: &dyn Progress,
+    logs: &Ready,
 ) -> Result<RestoreReport, Failure> {
     if request.servers.is_empty() {
         return execute(run, application, plan, contents, progress);
@@ -139,11 +141,11 @@ pub fn execute_all(
         Target::Directory { dir } => {
             let mut report = execute(run, application, plan, contents, progress)?;
             if report.is_complete() {
-                placed::settle(run, request, dir, &mut report);
+                placed::settle(run, request, dir, logs, progress, &mut report);
             }
             Ok(report)
         }
-        Target::InPlace { .. } => in_place(run, application, request, plan, contents, progress),
+        Target::InPlace { .. } => in_place(run, application, request, plan, contents, progress, logs),
     }
 }
 
@@ -155,6 +157,7 @@ fn in_place(
     plan: &RestorePlan,
     contents: &dyn Contents,
     progress: &dyn Progress,
+    logs: &Ready,
 ) -> Result<RestoreReport, Failure> {
     let staging = staging(run, "restore-server")?;
     let beside: Vec<PathBuf> =
@@ -192,6 +195,7 @@ fn in_place(
             beside,
             staging,
             run.journal(),
+            logs.roll(&server.record.source, progress),
         )));
     }
     let report = execute_with(run, application, plan, contents, progress, &mut servers)?;

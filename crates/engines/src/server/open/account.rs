@@ -41,7 +41,8 @@ impl Account {
             "DROP USER IF EXISTS '{NAME}'@'localhost';\nCREATE USER '{NAME}'@'localhost' IDENTIFIED BY '{password}';\n\
              GRANT ALL PRIVILEGES ON *.* TO '{NAME}'@'localhost' WITH GRANT OPTION;\n"
         );
-        write(&account.password_file, &password, None).map_err(|e| cannot("written", &account.password_file, e))?;
+        write(&account.password_file, &password, None)
+            .map_err(|e| cannot("written", &account.password_file, e))?;
         write(&account.init_file, &sql, Some(owner)).map_err(|e| cannot("written", &account.init_file, e))?;
         Ok(account)
     }

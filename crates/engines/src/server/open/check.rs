@@ -2,7 +2,7 @@
 //!
 //! Crash story: reads only; corruption that is found may be marked in the copy by its server.
 
-use std::{fs::OpenOptions, io::Write, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
+use std::time::Duration;
 
 use model::{
     port::{Failure, FailureKind},
@@ -12,7 +12,7 @@ use model::{
 use os::command::Command;
 use serde::Serialize;
 
-use super::{copy::cannot, private::Private, program};
+use super::{super::dump::tool::option_file, private::Private, program};
 
 /// As much of the answer as is kept: a line a table.
 const ANSWER: usize = 64 << 20;

@@ -67,11 +67,18 @@ impl Forward {
         let place = Staging::create(journal, staging, "replay")?;
         prepare(access)?;
         let sizes = self.logs.iter().map(fs::metadata).map(|meta| meta.map(|meta| meta.len()));
-        let sizes = sizes.collect::<Result<Vec<u64>, _>>().map_err(|e| self.failed("cannot be read").because(e))?;
+        let sizes =
+            sizes.collect::<Result<Vec<u64>, _>>().map_err(|e| self.failed("cannot be read").because(e))?;
         let total: u64 = sizes.iter().sum::<u64>().saturating_sub(self.start);
         let behind = sizes.last().map_or(0, |size| size.saturating_sub(self.stop));
         progress.begin(Stage::Replaying, Some(Bytes(total.saturating_sub(behind))));
-        let ended = self.pipe(access, journal, place.path(), &mut |reader| self.tell(reader, &sizes, progress));
+        let mut told = 0;
+        let ended = self.pipe(access, journal, place.path(), &mut |reader| {
+            let done = self.done(reader, &sizes).max(told);
+            progress.advance(Bytes(done - told));
+            told = done;
+            progress.is_stopped()
+        });
         progress.end();
         ended?;
         Ok(place.release()?)
@@ -89,10 +96,11 @@ impl Forward {
             .map_err(|e| self.failed("cannot be replayed").because(std::io::Error::from(e)))?;
         let mut defaults = OsString::from("--defaults-file=");
         defaults.push(option_file(access, dir, "")?);
-        let client = program(&["mariadb", "mysql"])?
-            .reads(&pipe)
-            .arg(defaults)
-            .args(["--binary-mode", "--max-allowed-packet=1G", "--local-infile=1"]);
+        let client = program(&["mariadb", "mysql"])?.reads(&pipe).arg(defaults).args([
+            "--binary-mode",
+            "--max-allowed-packet=1G",
+            "--local-infile=1",
+        ]);
         let mut client = Held::start(client, journal)?;
         let until = Instant::now() + SHORT;
         // Nobody can write into a pipe before somebody reads it.
@@ -137,13 +145,10 @@ impl Forward {
             .args(&self.logs))
     }
 
-    /// Says how far the reader is; whether somebody asked to stop.
-    fn tell(&self, reader: u32, sizes: &[u64], progress: &dyn Progress) -> bool {
-        if let Some((file, offset)) = reads(reader, &self.logs) {
-            let before: u64 = sizes[..file].iter().sum();
-            progress.advance(Bytes((before + offset).saturating_sub(self.start)));
-        }
-        progress.is_stopped()
+    /// How many bytes the reader has read.
+    fn done(&self, reader: u32, sizes: &[u64]) -> u64 {
+        let Some((file, offset)) = reads(reader, &self.logs) else { return 0 };
+        (sizes[..file].iter().sum::<u64>() + offset).saturating_sub(self.start)
     }
 
     fn judge(&self, what: &str, ended: Outcome) -> Failure {
@@ -236,7 +241,8 @@ impl Held {
     }
 
     fn wait(mut self) -> Result<Outcome, Failure> {
-        let running = self.running.take().ok_or_else(|| Failure::new(FailureKind::Other, "it does not run", ""))?;
+        let running =
+            self.running.take().ok_or_else(|| Failure::new(FailureKind::Other, "it does not run", ""))?;
         running.wait().map_err(follow)
     }
 }
