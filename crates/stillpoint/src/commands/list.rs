@@ -2,14 +2,19 @@
 //!
 //! Crash story: reads only.
 
-use model::port::Shelf;
+use jiff::Timestamp;
+use model::{
+    coverage::lag,
+    inventory::Application,
+    port::{Failure, Shelf},
+};
 
 use super::Context;
 use crate::{
     cli::ListArgs,
     exit::{Exit, Outcome},
-    output::backups::{Line, List, Lists},
-    wire::{inventory, password, run::Run},
+    output::backups::{Line, List, Lists, LogLag},
+    wire::{inventory, password, recover::archive, run::Run},
 };
 
 /// Lists them.
@@ -30,9 +35,17 @@ pub fn run(context: &Context, args: &ListArgs) -> Outcome {
             application: application.name.clone(),
             relpath: application.relpath.clone(),
             backups: backups.into_iter().map(Line::from).collect(),
+            logs: lags(&run, application)?,
         });
     }
     run.end()?;
     context.output.result(&lists)?;
     Ok(Exit::Done)
+}
+
+/// How far the log archive of each database is.
+fn lags(run: &Run<'_>, application: &Application) -> Result<Vec<LogLag>, Failure> {
+    let now = Timestamp::now();
+    let statuses = archive::statuses(run, application)?;
+    Ok(statuses.iter().map(|status| LogLag { source: status.source.clone(), lag: lag(status, now) }).collect())
 }

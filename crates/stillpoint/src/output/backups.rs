@@ -4,7 +4,8 @@
 
 use jiff::{Timestamp, tz::Offset};
 use model::{
-    id::{AppName, BackupId, CutId, Relpath},
+    coverage::Lag,
+    id::{AppName, BackupId, CutId, Relpath, SourceId},
     record::{CutRecord, StoredBackup},
     size::Bytes,
     time::Millis,
@@ -39,6 +40,19 @@ pub struct List {
     pub relpath: Relpath,
     /// Oldest first.
     pub backups: Vec<Line>,
+    /// How far the archive of each database is: what would be lost if this machine were.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub logs: Vec<LogLag>,
+}
+
+/// How far the archive of a database is.
+#[derive(Debug, Serialize)]
+pub struct LogLag {
+    /// The database.
+    pub source: SourceId,
+    /// How far.
+    #[serde(flatten)]
+    pub lag: Lag,
 }
 
 /// One backup in a list.
@@ -162,7 +176,8 @@ impl List {
         for backup in &self.backups {
             table.row(backup.cells());
         }
-        format!("{heading}\n{}", table.text())
+        let logs = self.logs.iter().map(|one| format!("\nlog of {}{}", one.source, super::coverage::lag(&one.lag)));
+        format!("{heading}\n{}{}", table.text(), logs.collect::<String>())
     }
 }
 
@@ -277,6 +292,7 @@ mod tests {
             application: AppName::new("hydro").unwrap(),
             relpath: Relpath::new("demo/hydro").unwrap(),
             backups: vec![Line::from(stored)],
+            logs: Vec::new(),
         };
         Lists { applications: vec![list] }
     }
