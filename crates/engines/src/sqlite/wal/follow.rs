@@ -123,9 +123,5 @@ fn take(
 fn copy_base(capture: &mut Capture, to: &Path) -> Result<(), Failure> {
     capture.copy_base(to, &Silent)?;
     let synced = File::open(to).and_then(|base| base.sync_all());
-    Ok(synced.map_err(|source| SqliteError::Io {
-        path: to.to_owned(),
-        what: "cannot be synced",
-        source,
-    })?)
+    Ok(synced.map_err(|source| SqliteError::Io { path: to.to_owned(), what: "cannot be synced", source })?)
 }

@@ -21,9 +21,11 @@ const HOLD_FROM: u64 = 1000;
 /// Writers are held back at most so long.
 const HOLD: Duration = Duration::from_millis(100);
 /// How long the write lock is waited for.
-const PATIENCE: Duration = Duration::from_millis(50);
-/// Between two tries: after one that folded all in, and after one that did not, because others read.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+const PATIENCE: Duration = Duration::from_millis(200);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(100);
+/// After one that did not come to the end of the log although writers were held back: others read for longer.
+const PAUSE_FOR_READERS: Duration = Duration::from_secs(1);
 
 /// Two connections: for checkpoints, and for the write lock.
 pub(super) struct Keeper {
@@ -72,9 +74,9 @@ impl Keeper {
         }
     }
 
-    /// Plans the next try.
-    pub fn tried(&mut self, folded: bool) {
-        self.next_try = Instant::now() + if folded { PAUSE.0 } else { PAUSE.1 };
+    /// Plans the next try after one that was in vain because others read, or after another.
+    pub fn tried(&mut self, others_read: bool) {
+        self.next_try = Instant::now() + if others_read { PAUSE_FOR_READERS } else { PAUSE };
     }
 
     /// Holds writers back, until [`Self::release_writers`]. Whether it could.

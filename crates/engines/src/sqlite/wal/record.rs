@@ -173,8 +173,7 @@ impl<R: Read> Open<'_, R> {
 /// If it cannot be read. A torn or wrong record ends what is whole, and is no error.
 pub fn whole_of(head: &SegmentHead, segment: &mut dyn Read) -> io::Result<WholePart> {
     let gtid_state: Option<Gtids> = None;
-    let mut whole =
-        WholePart { bytes: 0, to: head.from.clone(), transactions: 0, commits: None, gtid_state };
+    let mut whole = WholePart { bytes: 0, to: head.from.clone(), transactions: 0, commits: None, gtid_state };
     let mut records = match Records::open(segment) {
         Ok(records) => records,
         Err(error) => return ends(error, whole),
@@ -231,19 +230,21 @@ mod tests {
 
     #[test]
     fn what_is_whole_of_a_segment_ends_at_a_torn_or_wrong_record() {
-        let from = LogPlace::SqliteWal(WalPosition {
-            generation: 2,
-            salts: (3, 4),
-            frame: 1,
-            checksum: (0, 0),
-        });
+        let from =
+            LogPlace::SqliteWal(WalPosition { generation: 2, salts: (3, 4), frame: 1, checksum: (0, 0) });
         let begun_at = Timestamp::UNIX_EPOCH;
         let head = SegmentHead { version: LOGS_VERSION, from, lead: 8, gtid_state: None, begun_at };
         let bytes = [SEGMENT_LEAD.to_vec(), record(2), record(3)].concat();
         let one = 8 + record(2).len();
         for cut in 0..bytes.len() {
             let whole = whole_of(&head, &mut &bytes[..cut]).unwrap();
-            let expected = if cut < 8 { (0, 0) } else if cut < one { (8, 0) } else { (one as u64, 1) };
+            let expected = if cut < 8 {
+                (0, 0)
+            } else if cut < one {
+                (8, 0)
+            } else {
+                (one as u64, 1)
+            };
             assert_eq!((whole.bytes, whole.transactions), expected, "cut at {cut}");
         }
         for flipped in one..bytes.len() {

@@ -65,8 +65,7 @@ fn make(base: &Path, segments: &[PathBuf], until: Timestamp, to: &Path) -> Resul
     let mut reached =
         Reached { place: None, captured: None, transactions: 0, met_the_moment: false, unchecked: None };
     for segment in segments {
-        replay_segment(segment, until, &file, &mut reached)
-            .map_err(failed("cannot be replayed", segment))?;
+        replay_segment(segment, until, &file, &mut reached).map_err(failed("cannot be replayed", segment))?;
         if reached.met_the_moment {
             break;
         }

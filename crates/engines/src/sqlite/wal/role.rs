@@ -300,15 +300,16 @@ impl Role {
             self.advance()?;
             folded = self.keeper.fold()?;
         }
+        let mut others_read = false;
         if folded {
             // Read lock 0: from now on a writer may begin the log anew.
             self.advance()?;
         } else if self.keeper.may_hold(&index) && self.keeper.hold_writers()? {
             let done = self.fold_the_rest();
             self.keeper.release_writers()?;
-            folded = done?;
+            others_read = !done?;
         }
-        self.keeper.tried(folded);
+        self.keeper.tried(others_read);
         Ok(())
     }
 
