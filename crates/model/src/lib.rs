@@ -9,6 +9,8 @@
 pub mod cut;
 pub mod decide;
 pub mod entry;
+pub mod follow;
+pub mod gtid;
 pub mod history;
 pub mod id;
 pub mod inventory;
@@ -17,6 +19,7 @@ pub mod logs;
 pub mod pathtext;
 pub mod plan;
 pub mod port;
+pub mod port_logs;
 pub mod port_restore;
 pub mod problem;
 pub mod record;

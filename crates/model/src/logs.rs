@@ -212,6 +212,22 @@ pub struct WholePart {
     pub gtid_state: Option<Gtids>,
 }
 
+/// What bytes that are appended mean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Added {
+    /// The beginning or middle of a transaction.
+    Part,
+    /// They end a transaction, or lie between two.
+    Whole {
+        /// Where they end.
+        to: LogPlace,
+        /// How many transactions they end.
+        transactions: u64,
+        /// The times of these.
+        commits: Option<Span>,
+    },
+}
+
 /// One closed segment: its sidecar, `{number}.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentRecord {

@@ -6,3 +6,4 @@ pub mod backup;
 pub mod cut;
 pub mod restore;
 pub mod retire;
+pub mod ship;

@@ -17,6 +17,7 @@
 //! waits then ends by its `max_statement_time`. What does not end by itself, a global variable that was raised, is
 //! journalled before and put back by the watchdog ([`undo_main`]).
 
+pub mod binlog;
 mod connect;
 pub mod dump;
 mod error;

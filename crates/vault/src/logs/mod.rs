@@ -30,9 +30,10 @@ use os::durable;
 
 pub use catalogue::{Catalogue, SourceLog};
 pub use error::LogsError;
+pub use model::logs::Added;
 pub use names::source_dir_name;
 pub use verify::Wrong;
-pub use writer::{Added, Writer};
+pub use writer::Writer;
 
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;

@@ -16,8 +16,11 @@ use std::{
 use model::{
     id::{EpochId, SourceId},
     logs::{
-        EpochRecord, LOGS_VERSION, LogKind, LogPlace, LogStatus, SegmentHead, SegmentRecord, Span, WholePart,
+        Added, EpochRecord, LOGS_VERSION, LogKind, LogPlace, LogStatus, SegmentHead, SegmentRecord,
+        WholePart,
     },
+    port::Failure,
+    port_logs::LogSink,
     server::Gtids,
 };
 use os::durable::{self, FileLock};
@@ -31,22 +34,6 @@ use super::{
 
 /// Bytes are handed to the system in pieces of about this size.
 const BUFFER: usize = 1 << 18;
-
-/// What bytes that are appended mean.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Added {
-    /// The beginning or middle of a transaction.
-    Part,
-    /// They end a transaction, or lie between two.
-    Whole {
-        /// Where they end.
-        to: LogPlace,
-        /// How many transactions they end.
-        transactions: u64,
-        /// The times of these.
-        commits: Option<Span>,
-    },
-}
 
 /// Writes the log of one source. See [`super`] for what to do after an error.
 pub struct Writer {
@@ -421,4 +408,51 @@ fn reopen(path: PathBuf, head: SegmentHead, number: u64, tail: &dyn Tail) -> Res
         counted: whole.clone(),
         whole,
     })
+}
+
+impl LogSink for Writer {
+    fn epoch(&self) -> Option<EpochRecord> {
+        Self::epoch(self).cloned()
+    }
+
+    fn reached(&self) -> Option<LogPlace> {
+        Self::reached(self).cloned()
+    }
+
+    fn gtid_state(&self) -> Option<Gtids> {
+        Self::gtid_state(self).cloned()
+    }
+
+    fn segment(&self) -> Option<(SegmentHead, u64)> {
+        Self::segment(self).map(|(head, bytes)| (head.clone(), bytes))
+    }
+
+    fn begin_epoch(&mut self, record: EpochRecord) -> Result<(), Failure> {
+        Ok(Self::begin_epoch(self, record)?)
+    }
+
+    fn begin_segment(&mut self, head: SegmentHead, lead: &[u8]) -> Result<(), Failure> {
+        Ok(Self::begin_segment(self, head, lead)?)
+    }
+
+    fn append(&mut self, bytes: &[u8], added: &Added) -> Result<(), Failure> {
+        Ok(Self::append(self, bytes, added)?)
+    }
+
+    fn sync(&mut self, gtid_state: Option<Gtids>) -> Result<(), Failure> {
+        Ok(Self::sync(self, gtid_state)?)
+    }
+
+    fn close_segment(&mut self) -> Result<(), Failure> {
+        Self::close_segment(self)?;
+        Ok(())
+    }
+
+    fn status(&mut self, status: &LogStatus) -> Result<(), Failure> {
+        Ok(Self::status(self, status)?)
+    }
+
+    fn resume(&mut self) -> Result<(), Failure> {
+        Ok(Self::resume(self)?)
+    }
 }
