@@ -107,7 +107,11 @@ impl fmt::Display for HistoryLine {
     }
 }
 
-fn optional(f: &mut fmt::Formatter<'_>, key: &str, value: Option<impl fmt::Display>) -> fmt::Result {
+pub(crate) fn optional(
+    f: &mut fmt::Formatter<'_>,
+    key: &str,
+    value: Option<impl fmt::Display>,
+) -> fmt::Result {
     value.map_or(Ok(()), |value| write!(f, " {key}={value}"))
 }
 
@@ -126,7 +130,7 @@ fn bytes_of(text: &str) -> Option<Bytes> {
     whole.parse::<u64>().ok()?.checked_mul(1_000_000)?.checked_add(rest).map(Bytes)
 }
 
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

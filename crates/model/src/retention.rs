@@ -90,6 +90,17 @@ pub struct Alarm {
 }
 
 impl RetentionPlan {
+    /// Adds a reason for keeping a backup, which then is not removed.
+    pub fn stays(&mut self, backup: &BackupId, reason: String) {
+        if let Some(kept) = self.keep.iter_mut().find(|kept| kept.id == *backup) {
+            kept.reasons.push(reason);
+        } else if let Some(at) = self.remove.iter().position(|removed| removed.id == *backup) {
+            let Removed { id, received, .. } = self.remove.remove(at);
+            let place = self.keep.partition_point(|kept| kept.received <= received);
+            self.keep.insert(place, Kept { id, received, reasons: vec![reason] });
+        }
+    }
+
     /// The ids of what goes.
     #[must_use]
     pub fn removed_ids(&self) -> Vec<BackupId> {

@@ -8,9 +8,11 @@
 //! backups meanwhile: those are not in the plan, so they stay. If another run removed what this plan relies
 //! on, nothing is removed.
 
+use jiff::SignedDuration;
 use model::{
     id::BackupId,
-    inventory::Keep,
+    inventory::{Keep, Settings},
+    logs_retention::keep_bases,
     port::{Clock, Failure, FailureKind, Progress, Shelf},
     record::StoredBackup,
     retention::{self, RetentionPlan},
@@ -24,6 +26,8 @@ pub enum Reclaim {
     Always,
     /// Only if a backup was removed.
     IfRemoved,
+    /// By the caller, who has more to remove.
+    Never,
 }
 
 /// What came of a plan.
@@ -43,6 +47,24 @@ pub fn plan(shelf: &mut dyn Shelf, keep: &Keep, clock: &dyn Clock) -> Result<Ret
     Ok(retention::plan(&shelf.backups()?, keep, clock.now()))
 }
 
+/// The same by the settings of an application, which may ask for a point-in-time window besides: its bases stay.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_by(
+    shelf: &mut dyn Shelf,
+    settings: &Settings,
+    clock: &dyn Clock,
+) -> Result<RetentionPlan, Failure> {
+    let (backups, now) = (shelf.backups()?, clock.now());
+    let mut plan = retention::plan(&backups, &settings.keep, now);
+    if let Some(reach) = settings.point_in_time {
+        let reach = SignedDuration::try_from(reach).unwrap_or(SignedDuration::MAX);
+        keep_bases(&mut plan, &backups, reach, now);
+    }
+    Ok(plan)
+}
+
 /// Carries out a plan.
 ///
 /// # Errors
@@ -60,6 +82,7 @@ pub fn carry_out(
         shelf.remove(&removed)?;
     }
     let freed = match reclaim {
+        Reclaim::Never => None,
         Reclaim::IfRemoved if removed.is_empty() => None,
         Reclaim::IfRemoved | Reclaim::Always => Some(shelf.reclaim(progress)?),
     };
@@ -128,7 +151,7 @@ mod tests {
     use model::{
         cut::Stalls,
         id::{AppName, BackupId, CutId},
-        inventory::Keep,
+        inventory::{Keep, Settings},
         port::{Clock, Failure, FailureKind, Progress, Shelf, Silent},
         record::{BackupRecord, RECORD_VERSION, StoredBackup},
         size::Bytes,
@@ -136,7 +159,7 @@ mod tests {
         verdict::Verdict,
     };
 
-    use super::{Reclaim, Retired, accept, carry_out, plan};
+    use super::{Reclaim, Retired, accept, carry_out, plan, plan_by};
 
     const KEEP: Keep = Keep { last: 2, hourly: 0, daily: 0, weekly: 0, monthly: 0, yearly: 0 };
 
@@ -246,6 +269,18 @@ mod tests {
         let done = carry_out(&mut shelf, &plan, Reclaim::IfRemoved, &Silent).unwrap();
         assert_eq!(done, Retired { removed: vec![id(0xa1)], freed: Some(Bytes(10)) });
         assert_eq!(shelf.ids(), [id(0xa2), id(0xb3), id(0xb4)]);
+    }
+
+    #[test]
+    fn the_base_of_a_window_stays() {
+        let mut shelf = shelf();
+        let window = |hours: u64| Settings {
+            keep: KEEP,
+            point_in_time: Some(Duration::from_secs(hours * 3600)),
+            ..Settings::default()
+        };
+        assert_eq!(plan_by(&mut shelf, &window(4), &Noon).unwrap().removed_ids(), []);
+        assert_eq!(plan_by(&mut shelf, &window(3), &Noon).unwrap().removed_ids(), [id(0xa1)]);
     }
 
     #[test]

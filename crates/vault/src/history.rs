@@ -8,6 +8,7 @@
 //! waits for the lock, which is held for one write and ends with its holder.
 
 use std::{
+    fmt,
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
@@ -16,6 +17,7 @@ use std::{
 
 use model::{
     history::{HistoryLine, file_name},
+    history_log::{self, LogLine},
     id::AppName,
     pathtext,
 };
@@ -77,8 +79,20 @@ pub struct TornLine {
 /// # Errors
 /// If it cannot be written; no part of the line is left then, unless taking it back fails too.
 pub fn append(place: &Path, application: &AppName, line: &HistoryLine) -> Result<(), HistoryFileError> {
+    append_to(place, &file_name(application, line.time), line)
+}
+
+/// The same with a line of the log archive's history.
+///
+/// # Errors
+/// As [`append`].
+pub fn append_log(place: &Path, application: &AppName, line: &LogLine) -> Result<(), HistoryFileError> {
+    append_to(place, &history_log::file_name(application, line.time), line)
+}
+
+fn append_to(place: &Path, name: &str, line: &impl fmt::Display) -> Result<(), HistoryFileError> {
     let dir = place.join("history");
-    let path = dir.join(file_name(application, line.time));
+    let path = dir.join(name);
     os::durable::create_dirs(&dir, DIR_MODE).map_err(HistoryFileError::new("created", &dir))?;
     let written = open(&path).and_then(|file| write(&file, &format!("{line}\n")));
     written.and_then(|()| os::durable::sync_dir(&dir)).map_err(HistoryFileError::new("written", &path))

@@ -14,12 +14,21 @@ use std::{
     sync::Arc,
 };
 
-use common::{Place, at, back_up, carried, cut, entry, manifest, noise, ok, record, store};
+use common::{
+    Place, at, back_up, carried, cut, entry, manifest, noise, ok, record,
+    spool::{Archive, owner},
+    store,
+};
 use model::{
     entry::{Body, Entry, Manifest},
+    logs::Beginning,
+    logs_retention::LogsPlan,
     port::{FailureKind, Shelf, Silent, Store},
 };
-use vault::repository::{Depth, Password, Repository, RepositoryError};
+use vault::{
+    logs::source_dir_name,
+    repository::{Depth, Password, Repository, RepositoryError},
+};
 
 fn restic(place: &Place, args: &[&str]) -> Output {
     restic_with(place, &place.opening.password, args)
@@ -295,4 +304,28 @@ fn node(place: &Place, tree: &str, name: &str) -> serde_json::Value {
     let json: serde_json::Value =
         serde_json::from_str(&succeed(&restic(place, &["-q", "cat", "blob", tree]))).unwrap();
     json["nodes"].as_array().unwrap().iter().find(|n| n["name"] == name).unwrap().clone()
+}
+
+#[test]
+fn the_log_archive_is_a_snapshot_that_restic_lists_checks_and_restores() {
+    let place = Place::new();
+    let mut archive = Archive::new(place.dir.path().join("logs"));
+    let epoch = archive.begin_epoch(1, Beginning::First);
+    archive.segment(&noise(1, 3_000_000));
+    archive.begin_segment();
+    for nth in 2..4 {
+        archive.append(&noise(nth, 400_000));
+        place.repository().store_logs(&owner(), &archive.catalogue(), &LogsPlan::default()).unwrap();
+    }
+    let root = format!("/var/lib/stillpoint/logs/{}/{epoch}", source_dir_name(&archive.source));
+    let listed = succeed(&restic(&place, &["ls", "latest", "--tag", "log"]));
+    for file in ["epoch.json", "000000/00000001.seg", "000000/00000001.json", "000000/00000002.open"] {
+        assert!(listed.contains(&format!("{root}/{file}\n")), "{file} in {listed}");
+    }
+    succeed(&restic(&place, &["check", "--read-data"]));
+    let target = place.dir.path().join("restored");
+    succeed(&restic(&place, &["restore", "latest", "--tag", "log", "--target", target.to_str().unwrap()]));
+    let read = |file: &str| fs::read(target.join(&root[1..]).join(file)).unwrap();
+    assert_eq!(read("000000/00000001.seg"), noise(1, 3_000_000));
+    assert_eq!(read("000000/00000002.open"), [noise(2, 400_000), noise(3, 400_000)].concat());
 }

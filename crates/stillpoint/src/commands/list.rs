@@ -2,19 +2,14 @@
 //!
 //! Crash story: reads only.
 
-use jiff::Timestamp;
-use model::{
-    coverage::lag,
-    inventory::Application,
-    port::{Failure, Shelf},
-};
+use model::port::Shelf;
 
 use super::Context;
 use crate::{
     cli::ListArgs,
     exit::{Exit, Outcome},
-    output::backups::{Line, List, Lists, LogLag},
-    wire::{inventory, password, recover::archive, run::Run},
+    output::backups::{Line, List, Lists},
+    wire::{inventory, log_store, password, run::Run},
 };
 
 /// Lists them.
@@ -30,22 +25,16 @@ pub fn run(context: &Context, args: &ListArgs) -> Outcome {
     let mut lists = Lists { applications: Vec::new() };
     for application in applications {
         context.interrupt.check()?;
-        let backups = run.open(application)?.backups()?;
+        let mut repository = run.open(application)?;
+        let backups = repository.backups()?;
         lists.applications.push(List {
             application: application.name.clone(),
             relpath: application.relpath.clone(),
             backups: backups.into_iter().map(Line::from).collect(),
-            logs: lags(&run, application)?,
+            logs: log_store::states(&run, application, &repository)?,
         });
     }
     run.end()?;
     context.output.result(&lists)?;
     Ok(Exit::Done)
-}
-
-/// How far the log archive of each database is.
-fn lags(run: &Run<'_>, application: &Application) -> Result<Vec<LogLag>, Failure> {
-    let now = Timestamp::now();
-    let statuses = archive::statuses(run, application)?;
-    Ok(statuses.iter().map(|status| LogLag { source: status.source.clone(), lag: lag(status, now) }).collect())
 }

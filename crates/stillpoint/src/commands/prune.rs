@@ -2,7 +2,10 @@
 //!
 //! Crash story: see `orchestrate::retire`. An acceptance is written before anything is removed.
 
-use model::{inventory::Application, port::Progress};
+use model::{
+    inventory::Application,
+    port::{Progress, Shelf},
+};
 use orchestrate::retire::{self, Reclaim};
 
 use super::Context;
@@ -11,7 +14,7 @@ use crate::{
     exit::{Exit, Fault, Outcome},
     output::retention::{Prune, Prunes},
     progress::progress,
-    wire::{inventory, password, run::Run},
+    wire::{inventory, log_store, password, run::Run},
 };
 
 /// Prunes.
@@ -50,15 +53,24 @@ fn one(
             retire::accept(&mut repository, wanted)?;
         }
     }
-    let plan = retire::plan(&mut repository, &application.settings.keep, &*run.clock)?;
+    let plan = retire::plan_by(&mut repository, &application.settings, &*run.clock)?;
+    let logs = log_store::plan(&mut repository, &plan)?;
     let mut freed = None;
     if !args.dry_run {
-        freed = retire::carry_out(&mut repository, &plan, Reclaim::Always, progress)?.freed;
+        // Backups go first: none that is listed may be without the logs after it.
+        let old = logs.as_ref().filter(|logs| !logs.is_empty());
+        let reclaim = if old.is_some() { Reclaim::Never } else { Reclaim::Always };
+        freed = retire::carry_out(&mut repository, &plan, reclaim, progress)?.freed;
+        if let Some(old) = old {
+            log_store::drop_old(run, application, &mut repository, old)?;
+            freed = Some(repository.reclaim(progress)?);
+        }
     }
     Ok(Prune {
         application: application.name.clone(),
         relpath: application.relpath.clone(),
         plan,
+        logs,
         carried_out: !args.dry_run,
         freed,
     })

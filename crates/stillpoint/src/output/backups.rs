@@ -4,8 +4,7 @@
 
 use jiff::{Timestamp, tz::Offset};
 use model::{
-    coverage::Lag,
-    id::{AppName, BackupId, CutId, Relpath, SourceId},
+    id::{AppName, BackupId, CutId, Relpath},
     record::{CutRecord, StoredBackup},
     size::Bytes,
     time::Millis,
@@ -14,6 +13,7 @@ use model::{
 use serde::Serialize;
 
 use super::{Align, Report, Table, counted, problem_lines};
+use crate::wire::log_store::LogState;
 
 /// A time for people: UTC with offset, whole seconds.
 #[must_use]
@@ -40,19 +40,9 @@ pub struct List {
     pub relpath: Relpath,
     /// Oldest first.
     pub backups: Vec<Line>,
-    /// How far the archive of each database is: what would be lost if this machine were.
+    /// How far the log archive is, for each source.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub logs: Vec<LogLag>,
-}
-
-/// How far the archive of a database is.
-#[derive(Debug, Serialize)]
-pub struct LogLag {
-    /// The database.
-    pub source: SourceId,
-    /// How far.
-    #[serde(flatten)]
-    pub lag: Lag,
+    pub logs: Vec<LogState>,
 }
 
 /// One backup in a list.
@@ -161,7 +151,8 @@ impl List {
     fn text(&self) -> String {
         let heading = format!("{} ({})", self.application, self.relpath);
         if self.backups.is_empty() {
-            return format!("{heading}\nno backups yet; `stillpoint backup {}` makes one", self.application);
+            let remedy = format!("`stillpoint backup {}` makes one", self.application);
+            return format!("{heading}\nno backups yet; {remedy}{}", self.logs_text());
         }
         let mut table = Table::new(&[
             ("backup", Align::Left),
@@ -176,8 +167,22 @@ impl List {
         for backup in &self.backups {
             table.row(backup.cells());
         }
-        let logs = self.logs.iter().map(|one| format!("\nlog of {}{}", one.source, super::coverage::lag(&one.lag)));
-        format!("{heading}\n{}{}", table.text(), logs.collect::<String>())
+        format!("{heading}\n{}{}", table.text(), self.logs_text())
+    }
+
+    fn logs_text(&self) -> String {
+        let line = |state: &LogState| {
+            let lag = state.status.as_ref().map_or_else(String::new, |status| {
+                let trouble = status.trouble.as_ref().map(|what| format!(" ({what})")).unwrap_or_default();
+                let at = utc(status.at);
+                format!("{:.1} s behind at {at}, at most {:.1} s{trouble}; ", status.lag_s, status.max_lag_s)
+            });
+            let stored = state
+                .stored_until
+                .map_or_else(|| "nothing".to_owned(), |time| format!("up to {}", utc(time)));
+            format!("\nlog of {}: {lag}{stored} in the repository", state.source)
+        };
+        self.logs.iter().map(line).collect()
     }
 }
 
@@ -292,7 +297,7 @@ mod tests {
             application: AppName::new("hydro").unwrap(),
             relpath: Relpath::new("demo/hydro").unwrap(),
             backups: vec![Line::from(stored)],
-            logs: Vec::new(),
+            logs: vec![],
         };
         Lists { applications: vec![list] }
     }

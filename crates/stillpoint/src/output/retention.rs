@@ -4,12 +4,13 @@
 
 use model::{
     id::{AppName, Relpath},
+    logs_retention::LogsPlan,
     retention::RetentionPlan,
     size::Bytes,
 };
 use serde::Serialize;
 
-use super::{Align, Report, Table, backups::utc};
+use super::{Align, Report, Table, backups::utc, counted};
 
 /// `prune`.
 #[derive(Debug, Serialize)]
@@ -28,6 +29,9 @@ pub struct Prune {
     /// What stays and what goes.
     #[serde(flatten)]
     pub plan: RetentionPlan,
+    /// What goes of the log archive; nothing if none is stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logs: Option<LogsPlan>,
     /// Whether it was carried out.
     pub carried_out: bool,
     /// What it freed.
@@ -64,6 +68,10 @@ impl Prune {
             let backup = alarm.backup.as_ref().map(|id| format!("{}: ", id.short())).unwrap_or_default();
             text.push_str(&format!("\nlook at this: {backup}{}; {}", alarm.what, alarm.remedy));
         }
+        for log in self.logs.iter().flat_map(|logs| &logs.sources) {
+            let segments = counted(log.segments, "segment");
+            text.push_str(&format!("\nlog of {}: {}; {segments} {gone}", log.source, log.because));
+        }
         let (kept, removed) = (self.plan.keep.len(), self.plan.remove.len());
         text.push_str(&format!("\n{kept} kept, {removed} {gone}"));
         if let Some(freed) = self.freed {
@@ -76,7 +84,8 @@ impl Prune {
 #[cfg(test)]
 mod tests {
     use model::{
-        id::{AppName, BackupId, Relpath},
+        id::{AppName, BackupId, Relpath, SourceId},
+        logs_retention::{LogsPlan, SourcePlan},
         retention::{Kept, Removed, RetentionPlan},
         size::Bytes,
     };
@@ -104,6 +113,15 @@ mod tests {
             application: AppName::new("a").unwrap(),
             relpath: Relpath::new("x/a").unwrap(),
             plan,
+            logs: Some(LogsPlan {
+                sources: vec![SourcePlan {
+                    source: SourceId::new("mariadb", "/s"),
+                    because: "kept from b.000004:1000 on: backup abababab needs it".into(),
+                    epochs: vec![],
+                    from: None,
+                    segments: 4,
+                }],
+            }),
             carried_out: true,
             freed: Some(Bytes(1024)),
         };
@@ -114,6 +132,7 @@ mod tests {
              backup    received                            because\n\
              abababab  2026-11-20T13:30:00+00:00  kept     newest of 2026-11-20, newest good\n\
              cdcdcdcd  2026-11-20T13:30:00+00:00  removed  not the newest of its day\n\
+             log of mariadb:/s: kept from b.000004:1000 on: backup abababab needs it; 4 segments removed\n\
              1 kept, 1 removed, 1.0 KiB freed"
         );
     }

@@ -14,6 +14,7 @@ use model::{
     port::{Failure, FailureKind, Progress, Shelf, Store},
     problem::{Effect, Problem},
     record::StoredBackup,
+    retention::RetentionPlan,
 };
 use orchestrate::{
     backup::{self, BackupReport, Job, Rehearsal},
@@ -22,7 +23,7 @@ use orchestrate::{
 };
 use vault::repository::Repository;
 
-use super::{drivers, history, lock::RunLock, run::Run, stoppable::Stoppable};
+use super::{drivers, history, lock::RunLock, log_store, run::Run, stoppable::Stoppable};
 use crate::signals::Interrupt;
 
 /// What is asked for.
@@ -69,10 +70,14 @@ pub fn take(run: &Run<'_>, request: Request<'_>) -> Turn {
     if let Err(failure) = history::note(run.inventory, application, &outcome, started.elapsed()) {
         notes.push(noted(&failure));
     }
-    if outcome.is_ok()
-        && let Err(failure) = retention(run, &request)
-    {
-        notes.push(noted(&failure));
+    if outcome.is_ok() {
+        match logs(run, &request) {
+            Ok(problems) => notes.extend(problems),
+            Err(failure) => notes.push(noted(&failure)),
+        }
+        if let Err(failure) = retention(run, &request) {
+            notes.push(noted(&failure));
+        }
     }
     drop(lock);
     Turn { outcome, notes }
@@ -124,18 +129,46 @@ fn with_job<T>(
     })
 }
 
+/// Stores the log archive, if there is one, so that a backup is enough for it to be off this machine.
+fn logs(run: &Run<'_>, request: &Request<'_>) -> Result<Vec<Problem>, Failure> {
+    if !log_store::spool(run, request.application).exists() {
+        return Ok(Vec::new());
+    }
+    let mut repository = run.open(request.application)?;
+    log_store::store(run, request.application, &mut repository)
+}
+
 /// Removes what is no longer kept. It must not be in the way of the backup that was made: whoever else uses
 /// the repository at this moment makes it wait for the next run.
 fn retention(run: &Run<'_>, request: &Request<'_>) -> Result<(), Failure> {
     let mut repository = run.open(request.application)?;
-    let plan = retire::plan(&mut repository, &request.application.settings.keep, &*run.clock)?;
-    match retire::carry_out(&mut repository, &plan, Reclaim::IfRemoved, request.progress) {
-        Ok(_) => Ok(()),
+    let plan = retire::plan_by(&mut repository, &request.application.settings, &*run.clock)?;
+    match carry_out(run, request, &mut repository, &plan) {
+        Ok(()) => Ok(()),
         Err(failure) if failure.kind == FailureKind::Locked => {
             Err(Failure::new(failure.kind, "retention waits for the next run", "").because(failure))
         }
         Err(failure) => Err(failure),
     }
+}
+
+fn carry_out(
+    run: &Run<'_>,
+    request: &Request<'_>,
+    repository: &mut Repository,
+    plan: &RetentionPlan,
+) -> Result<(), Failure> {
+    if plan.remove.is_empty() {
+        return Ok(());
+    }
+    // Backups go first: none that is listed may be without the logs after it.
+    let logs = log_store::plan(repository, plan)?;
+    retire::carry_out(repository, plan, Reclaim::Never, request.progress)?;
+    if let Some(logs) = logs.filter(|logs| !logs.is_empty()) {
+        log_store::drop_old(run, request.application, repository, &logs)?;
+    }
+    repository.reclaim(request.progress)?;
+    Ok(())
 }
 
 fn noted(failure: &Failure) -> Problem {

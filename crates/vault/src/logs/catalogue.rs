@@ -76,10 +76,10 @@ impl SourceLog {
 
 /// `source.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct SourceFile {
-    pub(super) version: u32,
-    pub(super) source: SourceId,
-    pub(super) kind: LogKind,
+pub(crate) struct SourceFile {
+    pub(crate) version: u32,
+    pub(crate) source: SourceId,
+    pub(crate) kind: LogKind,
 }
 
 pub(super) fn read(spool: &Spool, tails: Tails<'_>) -> Result<Catalogue, LogsError> {
@@ -137,7 +137,7 @@ pub(super) fn records(
 }
 
 /// Each after the one that it names, whatever the clock said; else by their names, which begin with a time.
-fn in_order(mut found: Vec<EpochRecord>) -> Vec<EpochRecord> {
+pub(crate) fn in_order(mut found: Vec<EpochRecord>) -> Vec<EpochRecord> {
     found.sort_by(|a, b| a.epoch.cmp(&b.epoch));
     let known: BTreeSet<EpochId> = found.iter().map(|record| record.epoch.clone()).collect();
     let mut ordered: Vec<EpochRecord> = Vec::new();

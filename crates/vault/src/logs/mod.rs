@@ -12,6 +12,7 @@
 
 mod catalogue;
 mod error;
+mod forget;
 mod names;
 mod scan;
 mod verify;
@@ -24,14 +25,17 @@ use std::{
 
 use model::{
     id::{BackupId, EpochId, SourceId},
-    logs::{LogKind, SegmentHead, WholePart},
+    logs::{LogKind, LogStatus, SegmentHead, WholePart},
+    logs_retention::LogsPlan,
 };
 use os::durable;
 
 pub use catalogue::{Catalogue, SourceLog};
+pub(crate) use catalogue::{SourceFile, in_order};
 pub use error::LogsError;
 pub use model::logs::Added;
 pub use names::source_dir_name;
+pub(crate) use scan::digest;
 pub use verify::Wrong;
 pub use writer::Writer;
 
@@ -128,5 +132,28 @@ impl Spool {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Removes what a plan drops, which the repository still holds as `stored_in`: see [`LogsPlan::drops`].
+    ///
+    /// # Errors
+    /// If something cannot be removed. It may be called again.
+    pub fn forget(&self, plan: &LogsPlan, stored_in: &BackupId) -> Result<(), LogsError> {
+        forget::forget(self, plan, stored_in)
+    }
+
+    /// Whether anything was ever written.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.dir.is_dir()
+    }
+
+    /// How far the writer of each source was when it last said so. One that cannot be read is left out.
+    ///
+    /// # Errors
+    /// If the directory cannot be listed.
+    pub fn statuses(&self) -> Result<Vec<LogStatus>, LogsError> {
+        let dirs = names::list(&self.dir)?.into_iter().map(|name| self.dir.join(name));
+        Ok(dirs.filter_map(|dir| names::read_json(&dir.join(names::STATUS)).ok().flatten()).collect())
     }
 }

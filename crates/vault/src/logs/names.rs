@@ -31,7 +31,7 @@ pub fn source_dir_name(source: &SourceId) -> String {
     format!("{engine}-{}", &digest[..16])
 }
 
-pub(super) fn file(dir: &Path, number: u64, kind: &str) -> PathBuf {
+pub(crate) fn file(dir: &Path, number: u64, kind: &str) -> PathBuf {
     dir.join(format!("{number:08}.{kind}"))
 }
 

@@ -42,7 +42,7 @@ fn nothing(head: &SegmentHead) -> WholePart {
 }
 
 /// SHA-256 of the first bytes of a file.
-pub(super) fn digest(path: &Path, bytes: u64) -> Result<Sha256, LogsError> {
+pub(crate) fn digest(path: &Path, bytes: u64) -> Result<Sha256, LogsError> {
     let read = || -> io::Result<Sha256> {
         let mut digest = Sha256::new();
         let mut file = File::open(path)?.take(bytes);

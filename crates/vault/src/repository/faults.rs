@@ -12,7 +12,7 @@ use std::{
 };
 
 use model::port::{FailureKind, Shelf, Silent, Store};
-use model::undo::Undo;
+use model::{logs::Beginning, logs_retention::LogsPlan, undo::Undo};
 
 use super::{
     Depth, Repository,
@@ -22,7 +22,10 @@ use super::{
 #[path = "../../tests/common/mod.rs"]
 mod common;
 
-use common::{Memory, Place, at, back_up, cut, manifest, noise, ok, record};
+use common::{
+    Memory, Place, at, back_up, cut, manifest, noise, ok, record,
+    spool::{Archive, owner},
+};
 
 /// What the disk does at the chosen step. After it nothing has any effect: the process is as good as dead.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -221,6 +224,61 @@ fn freeing_space_that_ends_at_any_step_leaves_what_was_listed() {
             ok(place.repository().reclaim(&Silent));
             assert_whole(&place, step, end);
             assert_eq!(leftovers(&place), 0, "{end:?} at step {step}");
+        }
+    });
+}
+
+/// The log archive: some segments are stored, one of them is gone from the spool, then more come.
+struct Logs {
+    place: Place,
+    _spool: tempfile::TempDir,
+    archive: Archive,
+}
+
+impl Logs {
+    fn new() -> Self {
+        let (place, dir) = (Place::new(), tempfile::tempdir().unwrap());
+        let mut archive = Archive::new(dir.path().join("logs"));
+        archive.begin_epoch(1, Beginning::First);
+        let first = archive.segment(&noise(1, 100_000));
+        archive.segment(&noise(2, 100_000));
+        let plan = LogsPlan::default();
+        let stored = place.repository().store_logs(&owner(), &archive.catalogue(), &plan).unwrap();
+        archive.spool.discard(&archive.source, &first.epoch, 1, &stored.snapshot.unwrap()).unwrap();
+        archive.segment(&noise(3, 100_000));
+        archive.begin_segment();
+        archive.append(&noise(4, 100_000));
+        Self { place, _spool: dir, archive }
+    }
+}
+
+#[test]
+fn a_log_archive_whose_storing_ends_at_any_write_stays_listed_and_whole() {
+    let logs = Logs::new();
+    let template = Template { place: logs.place, root: PathBuf::new() };
+    let catalogue = logs.archive.catalogue();
+    each_end(|end| {
+        for step in 0.. {
+            assert!(step < 100, "storing has fewer writes");
+            let place = template.copy();
+            let disk = Arc::new(Failing { left: AtomicI64::new(step), end });
+            let mut dying = Repository::open_on(&place.opening, place.journal.clone(), disk.clone()).unwrap();
+            let stored = dying.store_logs(&owner(), &catalogue, &LogsPlan::default());
+            drop(dying);
+            if disk.left.load(Ordering::SeqCst) >= 0 {
+                assert!(stored.is_ok() && step > 5, "{step} steps: {stored:?}");
+                break;
+            }
+            clean_up(&place.journal);
+            let read =
+                place.repository().log_catalogue().unwrap().expect("one is listed at any moment").catalogue;
+            let epoch = &read.sources[0].epochs[0];
+            assert!([2, 4].contains(&epoch.segments.len()), "{end:?} at step {step}: {epoch:?}");
+            assert_eq!(epoch.damaged, [], "{end:?} at step {step}");
+            assert_whole(&place, step, end);
+            let again = place.repository().store_logs(&owner(), &catalogue, &LogsPlan::default()).unwrap();
+            let snapshots = place.repository().log_snapshots().unwrap().len();
+            assert_eq!((again.left, snapshots), (0, 1), "{end:?} at step {step}");
         }
     });
 }

@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, PoisonError},
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -29,6 +29,11 @@ use super::{
 
 const REFRESH: Duration = Duration::from_secs(5 * 60);
 const RECHECK: Duration = Duration::from_millis(200);
+/// The log archive takes an exclusive lock for an instant every minute. Whoever meets a lock this young waits for it to
+/// go, in seconds.
+const YOUNG_S: i64 = 3;
+/// How long that may take in all.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a lock keeps others from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,8 +157,24 @@ struct Held {
 }
 
 impl Locks {
-    /// Takes a lock, or says who is in the way.
+    /// Takes a lock, or says who is in the way and has been for a moment.
     pub(crate) fn take(&self, kind: LockKind) -> Result<Lock, RepositoryError> {
+        let begun = Instant::now();
+        loop {
+            match self.take_at_once(kind) {
+                Err(RepositoryError::Locked { holder, .. })
+                    if holder.who.as_ref().is_some_and(|who| who.here && who.age_s < YOUNG_S)
+                        && begun.elapsed() < PATIENCE =>
+                {
+                    thread::sleep(RECHECK);
+                }
+                taken => return taken,
+            }
+        }
+    }
+
+    /// Takes a lock, or says who is in the way.
+    pub(crate) fn take_at_once(&self, kind: LockKind) -> Result<Lock, RepositoryError> {
         self.refuse_if_conflicting(kind, None)?;
         let held = self.write(kind)?;
         thread::sleep(RECHECK);

@@ -190,7 +190,7 @@ fn kind(node: &NodeType) -> Option<Kind> {
 }
 
 /// Attributes as they were. Where another program left one out: closed to others, root's, of the epoch.
-fn meta(kind: &Kind, node: &Node) -> Meta {
+pub(super) fn meta(kind: &Kind, node: &Node) -> Meta {
     let stored = &node.meta;
     let mtime = stored.mtime.unwrap_or(Timestamp::UNIX_EPOCH);
     let mut xattrs: Vec<Xattr> = stored

@@ -61,8 +61,9 @@ impl Shelf for Repository {
 impl Repository {
     /// All backups, oldest first.
     pub(crate) fn listed(&self) -> Result<Vec<StoredBackup>, RepositoryError> {
-        let mut backups =
-            self.snapshots()?.iter().map(snapshot::Listed::backup).collect::<Result<Vec<_>, _>>()?;
+        let listed = self.snapshots()?;
+        let backups = listed.iter().filter(|listed| !listed.snapshot.as_ref().is_ok_and(snapshot::is_log));
+        let mut backups = backups.map(snapshot::Listed::backup).collect::<Result<Vec<_>, _>>()?;
         backups.sort_by(|a, b| a.time.cmp(&b.time).then(a.id.cmp(&b.id)));
         Ok(backups)
     }

@@ -22,10 +22,13 @@ use super::{
 };
 
 /// The tag of every snapshot of ours.
-const OURS: &str = "stillpoint";
+pub(crate) const OURS: &str = "stillpoint";
 
 /// The tag of a backup that a person accepted (promise 6).
 const ACCEPTED: &str = "accepted";
+
+/// The tag of a snapshot of the log archive, which is no backup.
+pub(crate) const LOG: &str = "log";
 
 /// One snapshot file.
 pub(crate) struct Listed {
@@ -99,6 +102,11 @@ impl Repository {
 /// An error with its cause.
 fn told(error: &RepositoryError) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+}
+
+/// Whether it holds a log archive of ours.
+pub(crate) fn is_log(snapshot: &SnapshotFile) -> bool {
+    snapshot.tags.contains(OURS) && snapshot.tags.contains(LOG)
 }
 
 /// A snapshot's id as the rest of the program knows it.

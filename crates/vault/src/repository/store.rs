@@ -18,7 +18,7 @@ use model::{
     entry::{Body, Entry, Kind, Manifest, Meta, Role, Stamp},
     id::BackupId,
     known::Known,
-    port::{Draft, Failure, Progress, Stage, Store},
+    port::{Draft, Failure, Progress, Silent, Stage, Store},
     problem::{Effect, Problem},
     record::{BackupRecord, CutRecord},
     size::Bytes,
@@ -172,6 +172,49 @@ impl Repository {
             bytes_added: Bytes(bytes_added.0.saturating_sub(session.written_before)),
             problems: session.notes.iter().cloned().chain(tally.problems).collect(),
         })
+    }
+
+    /// Stores a manifest that is no backup on top of one snapshot, in a session of its own that goes on until
+    /// [`Self::end_session`]. What is [`Body::Carried`] must have the very stamp that it has in that snapshot. Nothing is
+    /// listed; what the tree lacks is the second result.
+    pub(super) fn archive_apart(
+        &mut self,
+        manifest: Manifest,
+        parent: Option<(SnapshotId, TreeId)>,
+        unlisted: SnapshotFile,
+    ) -> Result<(TreeId, Vec<Problem>), RepositoryError> {
+        let parents: Vec<Base> =
+            parent.into_iter().map(|(id, _)| Base { id, known: Arc::default() }).collect();
+        let total = manifest.bytes();
+        let feed = Feed::new(Arc::new(manifest), Vec::new(), Vec::new());
+        let paths = vec![PathBuf::from(model::logs_store::LOGS_ROOT)];
+        let stored = self.archive(&feed, &parents, unlisted, &paths, (&Silent, Stage::Storing, total))?;
+        let index = self.indexed()?;
+        let packs: HashMap<Id, u64> = self.backend.files(FileType::Pack)?.into_iter().collect();
+        let tally = compare(&feed, &index, stored.tree, &packs, Path::new(""))?;
+        Ok((stored.tree, tally.problems))
+    }
+
+    /// Begins a session that looks for no parent: for what is no backup.
+    pub(super) fn begin_apart(&mut self) -> Result<(), RepositoryError> {
+        self.end_session()?;
+        let lock = self.locks.take(LockKind::Shared)?;
+        self.backend.forget();
+        self.session = Some(Session {
+            lock,
+            index: None,
+            parent: None,
+            ahead: None,
+            drafts: HashMap::new(),
+            notes: Vec::new(),
+            written_before: self.backend.written(),
+        });
+        Ok(())
+    }
+
+    /// Whether the lock of the session is still there.
+    pub(super) fn session_stands(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.lock.stands())
     }
 
     /// Archives a feed under a snapshot that only this process sees.
@@ -366,7 +409,7 @@ fn record_entries(cut: &CutRecord) -> Result<Vec<Entry>, RepositoryError> {
 }
 
 /// A directory above the record: as it is on this machine, else as a package would make it.
-fn directory(path: &Path, cut_at: Timestamp) -> Entry {
+pub(super) fn directory(path: &Path, cut_at: Timestamp) -> Entry {
     let mut meta = own_meta(0o040_755, cut_at);
     if let Ok(real) = std::fs::symlink_metadata(path)
         && real.is_dir()
@@ -384,7 +427,7 @@ fn directory(path: &Path, cut_at: Timestamp) -> Entry {
     Entry { path: path.into(), kind: Kind::Dir, meta, body: Body::Nothing, role: Role::Ancestor }
 }
 
-fn own_meta(mode: u32, time: Timestamp) -> Meta {
+pub(super) fn own_meta(mode: u32, time: Timestamp) -> Meta {
     Meta {
         mode,
         uid: 0,

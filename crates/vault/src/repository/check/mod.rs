@@ -7,6 +7,7 @@
 //!
 //! Crash story: reads only, under a shared lock, so that nothing is removed meanwhile.
 
+mod logs;
 mod packs;
 mod trees;
 
@@ -24,7 +25,7 @@ use self::{
     packs::{Catalog, PackFault},
     trees::{Cause, Damage},
 };
-use super::{error::RepositoryError, lock::LockKind, open::Repository};
+use super::{error::RepositoryError, lock::LockKind, open::Repository, snapshot::is_log};
 
 /// How thoroughly to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +69,8 @@ struct Root {
     /// The first digits of its id and its time.
     name: String,
     tree: TreeId,
+    /// It holds the log archive and is no backup.
+    is_log: bool,
 }
 
 impl Repository {
@@ -99,9 +102,12 @@ impl Repository {
         };
         let damage = trees::walk(self, &catalog, &roots);
         problems.extend(self.told(&catalog, &damage));
+        if roots.iter().any(|root| root.is_log) {
+            problems.extend(logs::problems(self, depth)?);
+        }
         Ok(CheckReport {
             problems,
-            backups: roots.len() as u64,
+            backups: roots.iter().filter(|root| !root.is_log).count() as u64,
             packs: catalog.packs.len() as u64,
             bytes_read,
         })
@@ -126,8 +132,10 @@ impl Repository {
             match listed.snapshot {
                 Ok(snapshot) => {
                     let time = snapshot.time.timestamp();
-                    let name = format!("{short} of {}", time.strftime("%Y-%m-%d %H:%M:%S+00:00"));
-                    roots.push((time, Root { name, tree: snapshot.tree }));
+                    let is_log = is_log(&snapshot);
+                    let what = if is_log { ", the log archive" } else { "" };
+                    let name = format!("{short} of {}{what}", time.strftime("%Y-%m-%d %H:%M:%S+00:00"));
+                    roots.push((time, Root { name, tree: snapshot.tree, is_log }));
                 }
                 Err(error) => {
                     let path = self.backend.path(FileType::Snapshot, &listed.id);
