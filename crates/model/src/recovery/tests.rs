@@ -253,7 +253,7 @@ fn by_transaction_and_by_place() {
 #[test]
 fn an_epoch_with_its_own_base_needs_no_backup() {
     let wal = |generation, frame| {
-        LogPlace::SqliteWal(crate::logs::WalPosition { generation, salts: (1, 2), frame })
+        LogPlace::SqliteWal(crate::logs::WalPosition { generation, salts: (1, 2), frame, checksum: (0, 0) })
     };
     let mut one = epoch(1, Beginning::First, wal(0, 0));
     one.record.kind = LogKind::SqliteWal;

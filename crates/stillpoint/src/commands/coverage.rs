@@ -19,7 +19,7 @@ use crate::{
     output::coverage::{Coverages, picture},
     wire::{
         inventory, password,
-        recover::archive::{Archive, databases},
+        recover::archive::{Archive, Log, databases},
         run::Run,
     },
 };
@@ -55,40 +55,28 @@ pub fn run(context: &Context, args: &CoverageArgs) -> Outcome {
 
 fn of(run: &Run<'_>, application: &Application) -> Result<Coverage, Failure> {
     let mut repository = run.open(application)?;
-    let backups = repository.backups()?;
-    let mut bases: Vec<Base> = Vec::new();
-    let mut ticks = Vec::new();
-    let archive = Archive::read(run, application)?;
-    for backup in &backups {
+    let mut archive = Archive::read(run, application, &mut repository)?;
+    let logs = std::mem::take(&mut archive.logs);
+    let (mut bases, mut ticks): (Vec<Base>, Vec<Tick>) = (Vec::new(), Vec::new());
+    for backup in archive.repository().backups()? {
         let verdict = backup.record.as_ref().map(|record| record.verdict);
         ticks.push(Tick { backup: backup.id.clone(), time: backup.time, verdict });
-        if !archive.catalogue.sources.is_empty()
-            && let Some(cut) = repository.cut_record(&backup.id).map_err(Failure::from)?
+        if !logs.is_empty()
+            && let Some(cut) = archive.repository().cut_record(&backup.id).map_err(Failure::from)?
         {
             bases.extend(Base::of_backup(&backup.id, &cut));
         }
     }
     let now = Timestamp::now();
     let mut covered = Vec::new();
-    for log in &archive.catalogue.sources {
-        let mut mine: Vec<Base> = bases.iter().filter(|base| base.source == log.source).cloned().collect();
-        mine.extend(log.epochs.iter().filter_map(Base::of_epoch));
-        let damaged: Vec<String> = log
-            .damaged
-            .iter()
-            .map(|(path, what)| format!("{} {what}", model::pathtext::show(path)))
-            .chain(archive.missing(log))
-            .collect();
-        let known = Known {
-            source: &log.source,
-            epochs: &log.epochs,
-            status: log.status.as_ref(),
-            damaged: &damaged,
-        };
+    for Log { source, epochs, status, damaged, .. } in &logs {
+        let mut mine: Vec<Base> = bases.iter().filter(|base| base.source == *source).cloned().collect();
+        mine.extend(epochs.iter().filter_map(Base::of_epoch));
+        let known = Known { source, epochs, status: status.as_ref(), damaged };
         covered.push(SourceCoverage::new(&known, &mine, now));
     }
-    let without: Vec<SourceId> =
-        databases(application).filter(|source| archive.catalogue.of(source).is_none()).collect();
+    let has_log = |source: &SourceId| logs.iter().any(|log| log.source == *source);
+    let without: Vec<SourceId> = databases(application).filter(|source| !has_log(source)).collect();
     let wanted = application.settings.point_in_time.and_then(|wanted| SignedDuration::try_from(wanted).ok());
     Ok(Coverage::new(application.name.clone(), now, wanted, covered, without, ticks))
 }

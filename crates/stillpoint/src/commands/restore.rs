@@ -27,7 +27,15 @@ use crate::{
         stderr,
     },
     progress::progress,
-    wire::{inventory, lock::RunLock, password, recover, restore, run::Run, served},
+    wire::{
+        inventory,
+        lock::RunLock,
+        password,
+        recover::{self, archive::Archive},
+        restore,
+        run::Run,
+        served,
+    },
 };
 
 /// Restores.
@@ -58,7 +66,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Outcome {
         None => chosen(context, args, goal.as_ref(), &repository.backups()?)?,
     };
     let recovery = planned.map(|planned| planned.plan);
-    let logs = recover::ready(&run, application, recovery.as_ref())?;
+    let logs = recover::ready(&run, application, &mut repository, recovery.as_ref())?;
     let cut = repository.cut_record(&backup.id).map_err(Failure::from)?;
     let mut request = restore::request(&run, application, backup, target, args.accept_incomplete);
     request.servers = served::sources(application, cut.as_ref());
@@ -164,10 +172,12 @@ fn before_statement(
         Failure::new(FailureKind::Refused, what, "start `stillpoint log` for it")
     })?;
     let mut shown = Around { application: application.name.clone(), goal, databases: Vec::new() };
+    let mut archive = Archive::read(&run, application, &mut repository)?;
     for recovery in &planned.plan.databases {
-        let statements = recover::around(&run, application, recovery)?;
+        let statements = recover::around(&mut archive, recovery)?;
         shown.databases.push(AroundOne { source: recovery.source.clone(), statements });
     }
+    drop(archive);
     drop(repository);
     run.end()?;
     context.output.result(&shown)?;

@@ -8,26 +8,34 @@
 pub mod archive;
 mod legs;
 mod statements;
+mod wal;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs};
 
 use engines::server::physical::Forward;
 use jiff::Timestamp;
 use model::{
     id::SourceId,
     inventory::Application,
+    logs::LogKind,
     port::{Failure, FailureKind, Progress, Shelf},
     record::{CutRecord, StoredBackup},
-    recovery::{Asked, Base, Gap, Goal, Recovery, RecoveryPlan, Run as LogRun, find, runs},
+    recovery::{Asked, Base, BaseFrom, Gap, Goal, Recovery, RecoveryPlan, Run as LogRun, find, runs},
     server::ServerForm,
 };
 use os::staging::Staging;
-use vault::{logs::SourceLog, repository::Repository};
+use vault::repository::Repository;
 
-use self::{archive::Archive, legs::Transactions};
+use self::{
+    archive::{Archive, Log, databases as databases_of},
+    legs::Transactions,
+};
 use super::{restore::staging, run::Run};
 
-pub use self::statements::{Statement, around};
+pub use self::{
+    statements::{Statement, around},
+    wal::{Wal, WalTarget},
+};
 
 /// A plan, and the backup that it begins with.
 #[derive(Debug, Clone)]
@@ -52,6 +60,7 @@ pub struct Roll<'a> {
 /// Segments that are ready for a replay.
 pub struct Ready {
     forwards: BTreeMap<SourceId, (Forward, Recovery)>,
+    wals: Vec<Wal>,
     staging: Option<Staging>,
 }
 
@@ -65,25 +74,25 @@ pub fn plan(
     repository: &mut Repository,
     goal: &Goal,
 ) -> Result<Option<Planned>, Failure> {
-    let archive = Archive::read(run, application)?;
-    let logs: Vec<&SourceLog> = archive.binlogs().collect();
+    let mut archive = Archive::read(run, application, repository)?;
+    let logs = std::mem::take(&mut archive.logs);
     if logs.is_empty() {
         return Ok(None);
     }
-    let mut backups = repository.backups()?;
+    let mut backups = archive.repository().backups()?;
     backups.sort_by_key(|backup| std::cmp::Reverse(backup.time));
     let mut tried: Vec<Base> = Vec::new();
     let mut first: Option<Failure> = None;
     for backup in &backups {
-        let Some(cut) = repository.cut_record(&backup.id).map_err(Failure::from)? else { continue };
+        let Some(cut) = archive.repository().cut_record(&backup.id).map_err(Failure::from)? else { continue };
         let bases = Base::of_backup(&backup.id, &cut);
         let is_late = matches!(goal, Goal::At(time) if backup.time > *time);
         tried.extend(bases.iter().cloned());
         if is_late {
             continue;
         }
-        match with_backup(&logs, &cut, &bases, goal) {
-            Ok(databases) => return Ok(Some(planned(application, goal, backup, &cut, databases))),
+        match with_backup(&mut archive, &logs, &cut, &bases, goal) {
+            Ok(databases) => return Ok(Some(planned(application, goal, backup, databases))),
             Err(Stopped::Gap(_)) if first.is_some() => {}
             Err(Stopped::Gap(gap)) => first = Some(refused(&gap)),
             Err(Stopped::Failed(failure)) => return Err(failure),
@@ -92,7 +101,7 @@ pub fn plan(
     // With all copies at hand the nearest moments can be named.
     for log in &logs {
         let of: Vec<Base> = tried.iter().filter(|base| base.source == log.source).cloned().collect();
-        if let Err(Stopped::Gap(gap)) = one(log, &of, goal) {
+        if let Err(Stopped::Gap(gap)) = one(&mut archive, log, &of, goal) {
             return Err(refused(&gap));
         }
     }
@@ -123,13 +132,17 @@ fn refused(gap: &Gap) -> Failure {
 }
 
 fn with_backup(
-    logs: &[&SourceLog],
+    archive: &mut Archive<'_>,
+    logs: &[Log],
     cut: &CutRecord,
     bases: &[Base],
     goal: &Goal,
 ) -> Result<Vec<Recovery>, Stopped> {
     let mut databases = Vec::new();
-    for log in logs {
+    // Places of servers say what moment is meant for the others.
+    let mut goal = goal.clone();
+    let servers_first = logs.iter().filter(|log| log.kind == LogKind::Binlog);
+    for log in servers_first.chain(logs.iter().filter(|log| log.kind == LogKind::SqliteWal)) {
         let form = cut.servers.iter().find(|server| server.source == log.source).map(|server| server.form);
         if form == Some(ServerForm::Dump) {
             let what = format!("{} is stored as a dump, onto which no log can be replayed", log.source);
@@ -137,25 +150,31 @@ fn with_backup(
             return Err(Stopped::Failed(Failure::new(FailureKind::Refused, what, remedy)));
         }
         let of: Vec<Base> = bases.iter().filter(|base| base.source == log.source).cloned().collect();
-        databases.push(one(log, &of, goal)?);
+        let found = one(archive, log, &of, &goal)?;
+        if !matches!(goal, Goal::At(_)) {
+            goal = Goal::At(found.reached.last.unwrap_or(cut.cut_at));
+        }
+        databases.push(found);
     }
     Ok(databases)
 }
 
 /// The way of one database.
-fn one(log: &SourceLog, bases: &[Base], goal: &Goal) -> Result<Recovery, Stopped> {
+fn one(archive: &mut Archive<'_>, log: &Log, bases: &[Base], goal: &Goal) -> Result<Recovery, Stopped> {
+    let mut bases = bases.to_vec();
+    bases.extend(log.epochs.iter().filter_map(Base::of_epoch));
+    let bases = &bases;
     let runs: Vec<LogRun<'_>> = runs(&log.epochs);
     let caught_up_at = log.status.as_ref().and_then(|status| status.caught_up_at);
     let asked = Asked { source: &log.source, goal, runs: &runs, bases, caught_up_at };
     let mut read = Transactions::new(log);
-    find(&asked, &mut |leg| read.of(leg).map_err(Stopped::Failed))
+    find(&asked, &mut |leg| read.of(archive, leg).map_err(Stopped::Failed))
 }
 
 fn planned(
     application: &Application,
     goal: &Goal,
     backup: &StoredBackup,
-    cut: &CutRecord,
     databases: Vec<Recovery>,
 ) -> Planned {
     let last = databases.iter().filter_map(|database| database.reached.last).max();
@@ -164,8 +183,7 @@ fn planned(
         _ => last.unwrap_or(backup.time),
     };
     let has_log = |source: &SourceId| databases.iter().any(|database| database.source == *source);
-    let servers = cut.servers.iter().map(|server| server.source.clone());
-    let as_of_backup = servers.chain(archive::files(application)).filter(|source| !has_log(source)).collect();
+    let as_of_backup = databases_of(application).filter(|source| !has_log(source)).collect();
     let plan = RecoveryPlan {
         application: application.name.clone(),
         goal: goal.clone(),
@@ -186,18 +204,41 @@ fn planned(
 pub fn ready(
     run: &Run<'_>,
     application: &Application,
+    repository: &mut Repository,
     plan: Option<&RecoveryPlan>,
 ) -> Result<Ready, Failure> {
-    let Some(plan) = plan else { return Ok(Ready { forwards: BTreeMap::new(), staging: None }) };
-    let archive = Archive::read(run, application)?;
+    let mut ready = Ready { forwards: BTreeMap::new(), wals: Vec::new(), staging: None };
+    let Some(plan) = plan else { return Ok(ready) };
+    let mut archive = Archive::read(run, application, repository)?;
+    let logs = std::mem::take(&mut archive.logs);
     let staging = staging(run, "replay-log")?;
-    let mut forwards = BTreeMap::new();
-    for (number, recovery) in plan.databases.iter().enumerate().filter(|(_, one)| !one.is_nothing()) {
+    for (number, recovery) in plan.databases.iter().enumerate() {
+        let Some(log) = logs.iter().find(|log| log.source == recovery.source) else { continue };
         let dir = staging.path().join(number.to_string());
-        let forward = legs::forward(&archive, recovery, &dir)?;
-        forwards.insert(recovery.source.clone(), (forward, recovery.clone()));
+        let segments = legs::taken(&mut archive, log, recovery, &dir)?;
+        match (log.kind, &recovery.base.from) {
+            (LogKind::Binlog, _) if recovery.is_nothing() => {}
+            (LogKind::Binlog, _) => {
+                let forward = legs::forward(recovery, segments);
+                ready.forwards.insert(recovery.source.clone(), (forward, recovery.clone()));
+            }
+            (LogKind::SqliteWal, BaseFrom::Epoch(epoch)) => {
+                let base = archive.base(log, epoch)?;
+                let here = staging.path().join(format!("{number}-base.db"));
+                fs::copy(&base, &here).map_err(|error| {
+                    Failure::new(FailureKind::Other, "the base of a log cannot be copied", "").because(error)
+                })?;
+                let moment = match recovery.reached.next {
+                    Some(next) => next,
+                    None => Timestamp::MAX,
+                };
+                ready.wals.push(Wal { source: recovery.source.clone(), base: here, segments, moment });
+            }
+            (LogKind::SqliteWal, BaseFrom::Backup(_)) => {}
+        }
     }
-    Ok(Ready { forwards, staging: Some(staging) })
+    ready.staging = Some(staging);
+    Ok(ready)
 }
 
 impl Ready {
@@ -205,6 +246,12 @@ impl Ready {
     #[must_use]
     pub fn roll<'a>(&'a self, source: &SourceId, progress: &'a dyn Progress) -> Option<Roll<'a>> {
         self.forwards.get(source).map(|(forward, recovery)| Roll { forward, recovery, progress })
+    }
+
+    /// What takes the place of restored SQLite databases.
+    #[must_use]
+    pub fn wals(&self) -> &[Wal] {
+        &self.wals
     }
 
     /// Removes the copies of the segments.

@@ -24,7 +24,7 @@ use os::{durable, hold::StopHook, site::LocalSite, staging::Staging};
 use vault::repository::Repository;
 
 use super::{
-    recover::Ready,
+    recover::{Ready, WalTarget},
     run::Run,
     served::{self, FilesTarget, LoadTarget},
 };
@@ -134,7 +134,7 @@ pub fn execute_all(
     progress: &dyn Progress,
     logs: &Ready,
 ) -> Result<RestoreReport, Failure> {
-    if request.servers.is_empty() {
+    if request.servers.is_empty() && logs.wals().is_empty() {
         return execute(run, application, plan, contents, progress);
     }
     match &plan.target {
@@ -142,6 +142,7 @@ pub fn execute_all(
             let mut report = execute(run, application, plan, contents, progress)?;
             if report.is_complete() {
                 placed::settle(run, request, dir, logs, progress, &mut report);
+                placed::put_databases(dir, logs, &mut report);
             }
             Ok(report)
         }
@@ -198,6 +199,7 @@ fn in_place(
             logs.roll(&server.record.source, progress),
         )));
     }
+    servers.extend(logs.wals().iter().map(|wal| Box::new(WalTarget(wal)) as Box<dyn ServerTarget + '_>));
     let report = execute_with(run, application, plan, contents, progress, &mut servers)?;
     drop(servers);
     staging.release()?;

@@ -47,6 +47,6 @@ mod stream;
 
 pub use capture::{Capture, News};
 pub use follow::{Archive, follow};
-pub use record::{RecordHead, SEGMENT_LEAD, whole_of};
+pub use record::{RecordHead, SEGMENT_LEAD, heads, whole_of};
 pub use replay::{Reached, replay};
 pub(super) use role::play;

@@ -167,6 +167,19 @@ impl<R: Read> Open<'_, R> {
     }
 }
 
+/// The heads of all records of a segment, each record proven to be as it was written.
+///
+/// # Errors
+/// If it cannot be read, or a record is not whole.
+pub fn heads(segment: &mut dyn Read) -> io::Result<Vec<RecordHead>> {
+    let mut records = Records::open(segment)?;
+    let mut all = Vec::new();
+    while let Some(open) = records.next()? {
+        all.push(open.skip()?);
+    }
+    Ok(all)
+}
+
 /// Reads a segment from its beginning and says what is whole of it.
 ///
 /// # Errors

@@ -9,7 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use engines::server::{binlog, physical::Forward};
+use engines::{
+    server::{binlog, physical::Forward},
+    sqlite::wal::heads,
+};
 use model::{
     id::EpochId,
     logs::LogPlace::{self, Binlog},
@@ -19,20 +22,19 @@ use model::{
     server::{BinlogPosition, Gtids},
 };
 use sha2::{Digest, Sha256};
-use vault::logs::SourceLog;
 
-use super::archive::Archive;
+use super::archive::{Archive, Log};
 
 const READ_AHEAD: usize = 1 << 18;
 
 /// Transactions of segments, each segment read once.
 pub(super) struct Transactions<'a> {
-    log: &'a SourceLog,
+    log: &'a Log,
     known: BTreeMap<(EpochId, u64), Vec<Transaction>>,
 }
 
 impl<'a> Transactions<'a> {
-    pub(super) fn new(log: &'a SourceLog) -> Self {
+    pub(super) fn new(log: &'a Log) -> Self {
         Self { log, known: BTreeMap::new() }
     }
 
@@ -40,12 +42,12 @@ impl<'a> Transactions<'a> {
     ///
     /// # Errors
     /// If it is missing or cannot be read.
-    pub(super) fn of(&mut self, leg: &Leg) -> Result<Vec<Transaction>, Failure> {
+    pub(super) fn of(&mut self, archive: &mut Archive<'_>, leg: &Leg) -> Result<Vec<Transaction>, Failure> {
         let key = (leg.segment.epoch.clone(), leg.segment.number);
         if let Some(known) = self.known.get(&key) {
             return Ok(known.clone());
         }
-        let path = path_of(self.log, leg)?;
+        let path = archive.segment(self.log, &leg.segment.epoch, leg.segment.number)?;
         let found = read(&path, leg).map_err(|error| unreadable(leg, &path).because(error))?;
         self.known.insert(key, found.clone());
         Ok(found)
@@ -53,7 +55,7 @@ impl<'a> Transactions<'a> {
 }
 
 fn read(path: &Path, leg: &Leg) -> io::Result<Vec<Transaction>> {
-    let Binlog(from) = &leg.segment.from else { return Ok(Vec::new()) };
+    let Binlog(from) = &leg.segment.from else { return read_wal(path, leg) };
     let file = BufReader::with_capacity(READ_AHEAD, File::open(path)?.take(leg.segment.bytes.0));
     let at = |offset: u64| place(from, leg.segment.lead, offset);
     binlog::Transactions::open(file)?
@@ -69,47 +71,54 @@ fn read(path: &Path, leg: &Leg) -> io::Result<Vec<Transaction>> {
         .collect()
 }
 
+/// The same of SQLite's log.
+fn read_wal(path: &Path, leg: &Leg) -> io::Result<Vec<Transaction>> {
+    let mut file = BufReader::with_capacity(READ_AHEAD, File::open(path)?.take(leg.segment.bytes.0));
+    let mut from = leg.segment.from.clone();
+    let mut all = Vec::new();
+    for head in heads(&mut file)? {
+        let to = LogPlace::SqliteWal(head.to);
+        all.push(Transaction { from, to: to.clone(), time: head.captured, gtid: None });
+        from = to;
+    }
+    Ok(all)
+}
+
 /// The place in the log of an offset in a segment's file.
 pub(super) fn place(from: &BinlogPosition, lead: u64, offset: u64) -> LogPlace {
     let offset = from.offset + offset.saturating_sub(lead);
     Binlog(BinlogPosition { file: from.file.clone(), offset })
 }
 
-/// Where a segment lies.
-pub(super) fn path_of(log: &SourceLog, leg: &Leg) -> Result<PathBuf, Failure> {
-    let (epoch, number) = (&leg.segment.epoch, leg.segment.number);
-    log.segment_path(epoch, number).ok_or_else(|| {
-        let what = match log.stored_in(epoch, number) {
-            Some(backup) => format!("is only in backup {} of the logs", backup.short()),
-            None => "is missing".to_owned(),
-        };
-        let what = format!("segment {number} of epoch {epoch} {what}");
-        Failure::new(FailureKind::Damaged, what, "see `stillpoint coverage`")
-    })
-}
-
-/// The segments of a recovery as a replay reads them.
+/// The segments of a recovery, each compared with its sidecar, in a directory of ours.
 ///
 /// # Errors
 /// If one is missing, or is not what its sidecar says.
-pub(super) fn forward(archive: &Archive, recovery: &Recovery, dir: &Path) -> Result<Forward, Failure> {
-    let log = archive.catalogue.of(&recovery.source).ok_or_else(|| {
-        Failure::new(FailureKind::Damaged, format!("the log of {} is gone", recovery.source), "")
-    })?;
+pub(super) fn taken(
+    archive: &mut Archive<'_>,
+    log: &Log,
+    recovery: &Recovery,
+    dir: &Path,
+) -> Result<Vec<PathBuf>, Failure> {
     let mut logs = Vec::new();
     for (number, leg) in recovery.legs.iter().enumerate() {
-        let from = path_of(log, leg)?;
+        let from = archive.segment(log, &leg.segment.epoch, leg.segment.number)?;
         let to = dir.join(format!("{number:08}"));
         fs::create_dir_all(dir).map_err(|error| unreadable(leg, dir).because(error))?;
         take(&from, &to, leg).map_err(|error| unreadable(leg, &from).because(error))?;
         logs.push(to);
     }
-    Ok(Forward {
+    Ok(logs)
+}
+
+/// The segments of a server's log as a replay reads them.
+pub(super) fn forward(recovery: &Recovery, logs: Vec<PathBuf>) -> Forward {
+    Forward {
         logs,
         start: recovery.start_offset,
         stop: recovery.stop_offset,
         what: format!("of {} from {} to {}", recovery.source, recovery.base.place, recovery.reached.place),
-    })
+    }
 }
 
 /// Links a closed segment, copies what is described of an open one; either way its bytes are compared.

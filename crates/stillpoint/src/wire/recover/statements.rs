@@ -11,7 +11,6 @@ use std::{
 use engines::server::binlog::{self, Body};
 use jiff::Timestamp;
 use model::{
-    inventory::Application,
     logs::LogPlace::Binlog,
     port::{Failure, FailureKind},
     recovery::{Leg, Recovery},
@@ -20,9 +19,8 @@ use model::{
 use serde::Serialize;
 
 use super::{
-    Run,
-    archive::Archive,
-    legs::{path_of, place},
+    archive::{Archive, Log},
+    legs::place,
 };
 
 /// How many transactions are shown on each side.
@@ -49,14 +47,15 @@ pub struct Statement {
 ///
 /// # Errors
 /// If the segments cannot be read.
-pub fn around(
-    run: &Run<'_>,
-    application: &Application,
-    recovery: &Recovery,
-) -> Result<Vec<Statement>, Failure> {
-    let archive = Archive::read(run, application)?;
-    let log = archive.catalogue.of(&recovery.source);
-    let log = log.ok_or_else(|| Failure::new(FailureKind::Damaged, "the log is gone", ""))?;
+pub fn around(archive: &mut Archive<'_>, recovery: &Recovery) -> Result<Vec<Statement>, Failure> {
+    let logs = std::mem::take(&mut archive.logs);
+    let found =
+        logs.iter().find(|log| log.source == recovery.source).map(|log| within(archive, log, recovery));
+    archive.logs = logs;
+    found.unwrap_or_else(|| Ok(Vec::new()))
+}
+
+fn within(archive: &mut Archive<'_>, log: &Log, recovery: &Recovery) -> Result<Vec<Statement>, Failure> {
     let Binlog(stop) = &recovery.reached.place else { return Ok(Vec::new()) };
     let mut found: VecDeque<Statement> = VecDeque::new();
     let mut after = 0;
@@ -71,7 +70,7 @@ pub fn around(
                 continue;
             }
             let leg = Leg { segment: segment.clone(), gtid_before: None };
-            let path = path_of(log, &leg)?;
+            let path = archive.segment(log, &leg.segment.epoch, leg.segment.number)?;
             for mut one in read(&path, &leg)? {
                 one.is_in = model::logs::binlog_order(&one.position, stop).is_lt();
                 after += usize::from(!one.is_in);

@@ -59,6 +59,16 @@ pub(super) fn settle(
     }
 }
 
+/// Puts SQLite databases of the moment in the place of those of the backup.
+pub(super) fn put_databases(dir: &Path, logs: &Ready, report: &mut RestoreReport) {
+    for wal in logs.wals() {
+        report.problems.push(wal.put(&below(dir, &wal.path())).unwrap_or_else(|failure| {
+            let what = format!("it is as of the backup, not of the moment: {}", failure.in_full());
+            Problem::new(Effect::Missing, None, what, "").of(&wal.source)
+        }));
+    }
+}
+
 fn settle_one(
     run: &Run<'_>,
     record: &ServerRecord,
