@@ -131,9 +131,8 @@ impl Scene {
                     if random.random_bool(0.5) {
                         self.server.run(["FLUSH BINARY LOGS"]);
                     }
-                    let from =
-                        format!("INSERT INTO app.entries SELECT i, 'scratch', now(), now() FROM app.scratch");
-                    self.transaction(&mut scratch, round, time, &from);
+                    let from = "INSERT INTO app.entries SELECT i, 'scratch', now(), now() FROM app.scratch";
+                    self.transaction(&mut scratch, round, time, from);
                 }
                 3 => {
                     let large = format!(
@@ -246,8 +245,7 @@ impl Scene {
         let mut events = Events::open(File::open(self.server.datadir().join(file)).unwrap()).unwrap();
         writer.begin_segment(head(4, 4, state), &MAGIC).unwrap();
         let (mut grouper, mut inside, mut format) = (Grouper::default(), 0, None);
-        loop {
-            let Some((_, event)) = events.next_event().unwrap() else { break };
+        while let Some((_, event)) = events.next_event().unwrap() {
             let (part, ended) = grouper.take(&event);
             match &event.body {
                 Body::Format(found) => format = Some(found.clone()),
@@ -310,8 +308,7 @@ impl Scene {
 
 #[test]
 fn every_moment_is_what_the_oracle_says_and_what_is_lost_is_named_before_anything_is_restored() {
-    let seed = seed();
-    let mut random = StdRng::seed_from_u64(seed);
+    let mut random = StdRng::seed_from_u64(seed());
     let mut scene = Scene::new();
     scene.load(60, &mut random);
     scene.archive(7);
@@ -323,7 +320,6 @@ fn every_moment_is_what_the_oracle_says_and_what_is_lost_is_named_before_anythin
     for _ in 0..count("STILLPOINT_MOMENTS", 3) {
         let time = first + SignedDuration::from_secs(random.random_range(0..=length));
         let expected = scene.expected(time).to_owned();
-        println!("seed {seed}, moment {time}");
         scene.restored(&["--at", &time.to_string()], &expected);
     }
 

@@ -1,4 +1,6 @@
 //! Plain values.
+//!
+//! Crash story: tests.
 
 use jiff::{SignedDuration, Timestamp};
 
