@@ -298,7 +298,7 @@ fn a_check_says_which_segments_are_lost() {
 /// A minute costs what came in it, however much is there already.
 #[test]
 fn a_minute_writes_little_beside_many_segments() {
-    let segments: u64 = std::env::var("STILLPOINT_LOG_SEGMENTS").map_or(250, |text| text.parse().unwrap());
+    let segments: u64 = std::env::var("STILLPOINT_LOG_SEGMENTS").map_or(120, |text| text.parse().unwrap());
     let mut bench = Bench::new();
     for nth in 0..segments {
         bench.archive.segment(&noise(nth, 1_000));

@@ -1,7 +1,11 @@
+//! What spool and repository have together, by example.
+//!
+//! Crash story: pure functions are called, nothing else.
+
 use crate::{
     id::{EpochId, SourceId},
     logs::{Beginning, Epoch, EpochRecord, HoleCause, LOGS_VERSION, LogKind, LogPlace, SegmentRecord, Span},
-    logs_store::{LogsStored, Whence, unite},
+    logs_store::{LogsRecord, LogsStored, Whence, unite},
     server::BinlogPosition,
     size::Bytes,
 };
@@ -105,4 +109,16 @@ fn a_summary_counts_all_epochs_and_names_the_newest_place() {
     let stored = LogsStored::of(&SourceId::new("mariadb", "s"), LogKind::Binlog, &epochs).unwrap();
     assert_eq!((stored.epochs, stored.segments, stored.bytes), (2, 5, Bytes(5000)));
     assert_eq!((stored.epoch, stored.to), (id(2), place(3, 1000)));
+}
+
+/// Records of every version that was ever written.
+#[test]
+fn frozen_records_are_read_and_written_as_ever() {
+    let frozen = include_str!("../../testdata/logs-record-1.json");
+    let record: LogsRecord = serde_json::from_str(frozen).unwrap();
+    assert_eq!(format!("{}\n", serde_json::to_string(&record).unwrap()), frozen);
+    assert_eq!(record.sources[0].to.to_string(), "binlog.000002:100000");
+    assert_eq!(record.beside[0].short(), "c0ffee00");
+    let more = frozen.replace("{\"version\"", "{\"colour\":\"red\",\"version\"");
+    assert_eq!(serde_json::from_str::<LogsRecord>(&more).unwrap(), record, "unknown fields are passed over");
 }
