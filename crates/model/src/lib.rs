@@ -6,6 +6,7 @@
 //!
 //! Crash story: nothing here can be interrupted half-way, because nothing here has effects.
 
+pub mod coverage;
 pub mod cut;
 pub mod decide;
 pub mod entry;
@@ -26,6 +27,7 @@ pub mod port_logs;
 pub mod port_restore;
 pub mod problem;
 pub mod record;
+pub mod recovery;
 pub mod restore;
 pub mod retention;
 pub mod schedule;

@@ -39,6 +39,8 @@ pub struct WalPosition {
     pub salts: (u32, u32),
     /// Frames, counted from 1; 0 is before the first.
     pub frame: u64,
+    /// Checksum of that frame, which depends on all frames of the log before it; of the log's header if there is none.
+    pub checksum: (u32, u32),
 }
 
 /// A place in a log. Places are ordered within one epoch only.

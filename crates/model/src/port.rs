@@ -322,6 +322,8 @@ pub enum Stage {
     Restoring,
     /// Comparing what was restored with the backup.
     Verifying,
+    /// Replaying the log archive.
+    Replaying,
     /// Freeing space.
     Reclaiming,
 }

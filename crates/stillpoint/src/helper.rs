@@ -23,7 +23,9 @@ pub fn role_of_arguments() -> Option<(String, Vec<OsString>)> {
 pub fn run(role: &str, arguments: &[OsString]) -> ExitCode {
     match role {
         watchdog::ROLE => return watchdog::main(arguments),
-        sqlite::LOCK_ROLE | sqlite::READER_ROLE => return sqlite::helper_main(role, arguments),
+        sqlite::LOCK_ROLE | sqlite::READER_ROLE | sqlite::LOG_ROLE => {
+            return sqlite::helper_main(role, arguments);
+        }
         SERVER_ROLE => return server::undo_main(arguments),
         _ => {}
     }

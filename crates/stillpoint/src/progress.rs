@@ -43,6 +43,7 @@ fn words(stage: Stage) -> &'static str {
         Stage::Reading => "reading back",
         Stage::Restoring => "restoring",
         Stage::Verifying => "verifying",
+        Stage::Replaying => "replaying the log",
         Stage::Reclaiming => "freeing space",
     }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use model::undo::ProcessRef;
-use os::command::{CommandError, Helper, HelperChild};
+use os::command::{CommandError, Helper, HelperChild, Replies};
 
 use super::{
     error::SqliteError,
@@ -77,6 +77,11 @@ impl Child {
             Err(CommandError::HelperSilent { .. }) => Ok(None),
             Err(error) => Err(trouble(&self.path, "does not answer", error)),
         }
+    }
+
+    /// What it writes, for reading what follows a reply.
+    pub fn pipe(&mut self) -> &mut Replies {
+        self.helper.stdout()
     }
 
     /// What an answer that is no success means.

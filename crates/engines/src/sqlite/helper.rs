@@ -1,7 +1,8 @@
 //! The helper roles: this program, started again with one database to open and nothing else.
 //!
 //! `sqlite-lock DATABASE` holds the write lock; `sqlite-reader DATABASE` (see the module `reader`) holds a read
-//! transaction and copies what it sees. Requests come on standard input, replies go to standard output.
+//! transaction and copies what it sees; `sqlite-log DATABASE` (see the module `wal`) follows its write-ahead log. Requests
+//! come on standard input, replies go to standard output.
 //!
 //! Crash story: the helper ends at the end of its standard input, which the kernel brings about however the
 //! main process dies; the lock ends with it. The lock also lapses by itself at the moment named when it was
@@ -31,28 +32,32 @@ use super::{
     lines::{Incoming, Lines, is_ready},
     names::wal_of,
     protocol::{Reply, Request, Trouble},
-    reader,
+    reader, wal,
 };
 
 /// The helper role that holds the write lock; its argument is the database.
 pub const LOCK_ROLE: &str = "sqlite-lock";
 /// The helper role that holds a read transaction; its argument is the database.
 pub const READER_ROLE: &str = "sqlite-reader";
+/// The helper role that follows the write-ahead log; its argument is the database.
+pub const LOG_ROLE: &str = "sqlite-log";
 
 /// How often a lock that somebody else has is tried again: a fraction of the stall that a cut costs.
 const RETRY: Duration = Duration::from_micros(100);
 
-/// Plays [`LOCK_ROLE`] or [`READER_ROLE`] until standard input ends. Exit status 0 if it was not interrupted, 1
+/// Plays [`LOCK_ROLE`], [`READER_ROLE`] or [`LOG_ROLE`] until standard input ends. Exit status 0 if it was not interrupted, 1
 /// if the main process could no longer be reached, 2 for another role or missing arguments.
 #[must_use]
 pub fn helper_main(role: &str, args: &[OsString]) -> ExitCode {
-    let play: fn(&mut Session, Request) -> io::Result<()> = match role {
-        LOCK_ROLE => answer_lock,
-        READER_ROLE => reader::answer,
+    let [path] = args else { return complain("a helper for SQLite needs one database") };
+    let path = PathBuf::from(path);
+    let played = match role {
+        LOCK_ROLE => Session::run(path, answer_lock),
+        READER_ROLE => Session::run(path, reader::answer),
+        LOG_ROLE => wal::play(path),
         _ => return complain(&format!("there is no helper role {role:?}")),
     };
-    let [path] = args else { return complain("a helper for SQLite needs one database") };
-    match Session::run(PathBuf::from(path), play) {
+    match played {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&format!("the main process cannot be reached: {error}"));
@@ -185,7 +190,7 @@ fn answer_lock(session: &mut Session, request: Request) -> io::Result<()> {
         Request::Freeze { give_up, lapse } => freeze(session, give_up, lapse),
         Request::Prove => state(session).unwrap_or_else(|error| failed(&error)),
         Request::Thaw => thaw(session),
-        Request::Snapshot { .. } | Request::Copy { .. } | Request::Quit => misplaced(),
+        _ => misplaced(),
     };
     say(&reply)
 }

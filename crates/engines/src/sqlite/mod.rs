@@ -40,6 +40,7 @@ mod probe;
 mod protocol;
 mod reader;
 mod settle;
+pub mod wal;
 
 use std::sync::Arc;
 
@@ -47,7 +48,7 @@ use model::port::{Clock, Journal};
 use os::command::Helper;
 
 pub use fingerprint::Fingerprint;
-pub use helper::{LOCK_ROLE, READER_ROLE, helper_main};
+pub use helper::{LOCK_ROLE, LOG_ROLE, READER_ROLE, helper_main};
 pub use lock::{Holder, SqliteLock};
 pub use names::sidecars;
 pub use pin::SqlitePinner;

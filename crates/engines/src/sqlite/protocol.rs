@@ -6,7 +6,14 @@
 
 use std::path::PathBuf;
 
-use model::{pathtext, plan::JournalMode, size::Bytes, time::Moment};
+use jiff::Timestamp;
+use model::{
+    logs::{HoleCause, WalPosition},
+    pathtext,
+    plan::JournalMode,
+    size::Bytes,
+    time::Moment,
+};
 use serde::{Deserialize, Serialize};
 
 /// Asked of a helper.
@@ -35,6 +42,15 @@ pub(super) enum Request {
         #[serde(with = "pathtext")]
         to: PathBuf,
     },
+    /// Log role: protect the log from being begun anew unseen, and say whether it goes on from there.
+    Follow {
+        /// Where the archive is.
+        resume: Option<WalPosition>,
+    },
+    /// Log role: what was told is on disk in the archive.
+    Written,
+    /// Log role: go on as if a new epoch began now. What was captured before is told first.
+    Anew,
     /// Close and exit.
     Quit,
 }
@@ -70,6 +86,41 @@ pub(super) enum Reply {
     },
     /// The copy is whole.
     Done,
+    /// The log goes on exactly from where the archive is.
+    Continues,
+    /// It does not, or a new epoch was asked for. A copy made now is the database as it was at this place.
+    Stands {
+        /// The place.
+        at: WalPosition,
+        /// Why it does not go on; absent if nothing is missing.
+        cause: Option<HoleCause>,
+        /// The same for people.
+        detail: String,
+    },
+    /// A committed transaction; so many bytes of a record follow this line.
+    Transaction {
+        /// How many.
+        bytes: u64,
+        /// Where it ends.
+        to: WalPosition,
+        /// When it was seen.
+        captured: Timestamp,
+    },
+    /// Everything that was committed by then was told; `Written` is waited for.
+    Captured {
+        /// By when.
+        at: Timestamp,
+    },
+    /// Nothing was committed by then that was not told and written.
+    Idle {
+        /// By when.
+        at: Timestamp,
+    },
+    /// The log can no longer be followed.
+    Lost {
+        /// What was found.
+        what: String,
+    },
     /// It failed for good.
     Failed {
         /// What SQLite says.

@@ -38,7 +38,7 @@ pub(super) fn answer(session: &mut Session, request: Request) -> io::Result<()> 
         Request::Snapshot { give_up } => snapshot(session, give_up),
         Request::Copy { to } => copy(&session.connection, &to)?,
         Request::Thaw => thaw(session),
-        Request::Freeze { .. } | Request::Prove | Request::Quit => misplaced(),
+        _ => misplaced(),
     };
     say(&reply)
 }
@@ -66,7 +66,11 @@ fn snapshot(session: &mut Session, give_up: Moment) -> Reply {
     }
 }
 
-fn copy(connection: &Connection, to: &Path) -> io::Result<Reply> {
+/// Copies what the connection's read transaction sees; the reply says whether that worked.
+///
+/// # Errors
+/// If the main process cannot be reached, or has no use for the copy any more.
+pub(super) fn copy(connection: &Connection, to: &Path) -> io::Result<Reply> {
     if connection.is_autocommit() {
         let what = "the read transaction has ended".to_owned();
         return Ok(Reply::Failed { what, kind: Trouble::Other });

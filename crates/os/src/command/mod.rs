@@ -104,6 +104,7 @@ pub struct Command {
     gated: bool,
     input: Option<PathBuf>,
     output: Option<PathBuf>,
+    fills: bool,
 }
 
 impl Command {
@@ -127,6 +128,7 @@ impl Command {
             gated: false,
             input: None,
             output: None,
+            fills: false,
         }
     }
 
@@ -171,6 +173,14 @@ impl Command {
     #[must_use]
     pub fn writes(mut self, file: impl Into<PathBuf>) -> Self {
         self.output = Some(file.into());
+        self
+    }
+
+    /// Its standard output goes to this named pipe, which somebody must be reading already.
+    #[must_use]
+    pub fn fills(mut self, pipe: impl Into<PathBuf>) -> Self {
+        self.output = Some(pipe.into());
+        self.fills = true;
         self
     }
 
@@ -250,6 +260,7 @@ impl Command {
             None => Stdio::null(),
         };
         let output = match &self.output {
+            Some(path) if self.fills => fill(path).map_err(|source| cannot(path, source))?.into(),
             Some(path) => create(path).map_err(|source| cannot(path, source))?.into(),
             None => messages(),
         };
@@ -273,6 +284,14 @@ impl Command {
 
 fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Without a reader this fails, rather than wait for one.
+fn fill(pipe: &Path) -> io::Result<File> {
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().write(true).custom_flags(nonblocking).open(pipe)?;
+    rustix::io::ioctl_fionbio(&file, false)?;
+    Ok(file)
 }
 
 /// How a command ended.

@@ -105,7 +105,7 @@ pub struct ShowArgs {
 
 /// `restore`.
 #[derive(Debug, Clone, Args)]
-#[command(group(ArgGroup::new("where").required(true).args(["to", "in_place"])))]
+#[command(group(ArgGroup::new("where").required(true).args(["to", "in_place", "before_statement"]).multiple(true)))]
 pub struct RestoreArgs {
     /// An application by short name or relpath
     #[arg(value_name = "APP")]
@@ -113,12 +113,21 @@ pub struct RestoreArgs {
     /// Which backup: the beginning of its id, its cut, or `latest`
     #[arg(long, value_name = "ID", default_value = "latest")]
     pub backup: String,
-    /// The newest backup that is not younger than this time: 2026-11-20T14:30:00+01:00, or without an offset
-    /// in this server's zone
+    /// As of this moment: 2026-11-20T14:30:00+01:00, or without an offset in this server's zone. The last backup before
+    /// it, and what the log archive has since then; without an archive the backup as it is
     #[arg(long, value_name = "TIME", conflicts_with = "backup")]
     pub at: Option<String>,
+    /// As of this transaction, which is included
+    #[arg(long, value_name = "GTID", conflicts_with_all = ["backup", "at"])]
+    pub at_gtid: Option<String>,
+    /// Everything before this place of the binary log: `binlog.000042:1234`
+    #[arg(long, value_name = "FILE:OFFSET", conflicts_with_all = ["backup", "at", "at_gtid"])]
+    pub at_position: Option<String>,
+    /// Show the statements around the moment, each with the command that stops just before it, and restore nothing
+    #[arg(long, requires = "at")]
+    pub before_statement: bool,
     /// Restore below this directory, which must be empty or missing
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "in_place")]
     pub to: Option<PathBuf>,
     /// Restore to where it came from; what is there is kept until the restored is in place
     #[arg(long)]
@@ -135,6 +144,17 @@ pub struct RestoreArgs {
     /// Print what would be done, and stop
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// `coverage`.
+#[derive(Debug, Clone, Args)]
+pub struct CoverageArgs {
+    /// Applications by short name or relpath [default: all]
+    #[arg(value_name = "APP")]
+    pub applications: Vec<String>,
+    /// Draw it into this new file, too, for one application
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
 }
 
 /// `check`.

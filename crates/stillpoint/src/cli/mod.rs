@@ -11,8 +11,8 @@ use clap::{Args, Parser, Subcommand};
 
 pub use self::{
     args::{
-        BackupArgs, CheckArgs, CompletionsArgs, DemoArgs, InitArgs, KeyAction, KeyArgs, ListArgs, PlanArgs,
-        PruneArgs, RestoreArgs, ShowArgs,
+        BackupArgs, CheckArgs, CompletionsArgs, CoverageArgs, DemoArgs, InitArgs, KeyAction, KeyArgs,
+        ListArgs, PlanArgs, PruneArgs, RestoreArgs, ShowArgs,
     },
     time::parse_time,
 };
@@ -79,6 +79,8 @@ pub enum Command {
     List(ListArgs),
     /// Show the record of one backup: its cut, its evidence, its problems
     Show(ShowArgs),
+    /// Show which moments can be restored, the holes with their cause, and how far the log archive is
+    Coverage(CoverageArgs),
     /// Bring an application back: to a directory, or in place
     Restore(RestoreArgs),
     /// Check that every byte is there

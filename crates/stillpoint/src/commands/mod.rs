@@ -5,6 +5,7 @@
 mod backup;
 mod check;
 mod completions;
+mod coverage;
 mod demo;
 mod init;
 mod key;
@@ -105,6 +106,7 @@ fn dispatch(context: &Context, command: &Command) -> Outcome {
         Command::Plan(args) => plan::run(context, args),
         Command::Backup(args) => backup::run(context, args),
         Command::List(args) => list::run(context, args),
+        Command::Coverage(args) => coverage::run(context, args),
         Command::Restore(args) => restore::run(context, args),
         Command::Show(args) => show::run(context, args),
         Command::Check(args) => check::run(context, args),

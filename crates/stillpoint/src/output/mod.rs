@@ -8,8 +8,10 @@
 
 pub mod backup;
 pub mod backups;
+pub mod coverage;
 pub mod log;
 pub mod plan;
+pub mod recovery;
 pub mod retention;
 mod table;
 

@@ -14,6 +14,7 @@ pub mod log_store;
 pub mod logbook;
 pub mod open;
 pub mod password;
+pub mod recover;
 pub mod restore;
 pub mod run;
 pub mod served;

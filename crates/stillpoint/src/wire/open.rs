@@ -166,11 +166,14 @@ impl Look<'_> {
     fn opened(&self, record: &ServerRecord, dir: &Path, told: &mut OpenedSource) -> Result<(), Failure> {
         let journal = self.run.journal();
         let copy = ServerCopy::new(dir, record.clone())?;
-        let private = Private::open(&copy, &journal, RECOVERY)?;
+        let replay = replay_plan(record, |path| dir.join(path.strip_prefix("/").unwrap_or(path)))?;
+        let private = match &replay {
+            Some(_) => Private::open_for_replay(&copy, &journal, RECOVERY)?,
+            None => Private::open(&copy, &journal, RECOVERY)?,
+        };
         if private.has_decided() {
             told.done.push("transactions that an engine had only prepared were committed".to_owned());
         }
-        let replay = replay_plan(record, |path| dir.join(path.strip_prefix("/").unwrap_or(path)))?;
         if let Some(replay) = replay {
             replay.run(&private.access(), &journal, dir)?;
             told.done.push(replay.describe());

@@ -24,6 +24,7 @@ use os::{durable, hold::StopHook, site::LocalSite, staging::Staging};
 use vault::repository::Repository;
 
 use super::{
+    recover::{Ready, WalTarget},
     run::Run,
     served::{self, FilesTarget, LoadTarget},
 };
@@ -122,7 +123,7 @@ fn job<'a>(
     }
 }
 
-/// Executes a plan, with the database servers in it.
+/// Executes a plan, with the database servers in it, and the logs that are replayed into them.
 ///
 /// # Errors
 /// As [`execute`]. A server's copy that cannot be made to open where it lies is a problem of the report.
@@ -133,19 +134,21 @@ pub fn execute_all(
     plan: &RestorePlan,
     contents: &dyn Contents,
     progress: &dyn Progress,
+    logs: &Ready,
 ) -> Result<RestoreReport, Failure> {
-    if request.servers.is_empty() {
+    if request.servers.is_empty() && logs.wals().is_empty() {
         return execute(run, application, plan, contents, progress);
     }
     match &plan.target {
         Target::Directory { dir } => {
             let mut report = execute(run, application, plan, contents, progress)?;
             if report.is_complete() {
-                placed::settle(run, request, dir, &mut report);
+                placed::settle(run, request, dir, logs, progress, &mut report);
+                placed::put_databases(dir, logs, &mut report);
             }
             Ok(report)
         }
-        Target::InPlace { .. } => in_place(run, application, request, plan, contents, progress),
+        Target::InPlace { .. } => in_place(run, application, request, plan, contents, progress, logs),
     }
 }
 
@@ -157,6 +160,7 @@ fn in_place(
     plan: &RestorePlan,
     contents: &dyn Contents,
     progress: &dyn Progress,
+    logs: &Ready,
 ) -> Result<RestoreReport, Failure> {
     let staging = staging(run, "restore-server")?;
     let beside: Vec<PathBuf> =
@@ -194,8 +198,10 @@ fn in_place(
             beside,
             staging,
             run.journal(),
+            logs.roll(&server.record.source, progress),
         )));
     }
+    servers.extend(logs.wals().iter().map(|wal| Box::new(WalTarget(wal)) as Box<dyn ServerTarget + '_>));
     let report = execute_with(run, application, plan, contents, progress, &mut servers)?;
     drop(servers);
     staging.release()?;

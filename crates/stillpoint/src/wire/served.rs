@@ -27,6 +27,8 @@ use model::{
 };
 use os::hold::StopHook;
 
+use super::recover::Roll;
+
 /// How long crash recovery, or the replay of logs, of a restored copy may take.
 pub const RECOVERY: Duration = Duration::from_secs(4 * 3600);
 /// How long a server that its hook has started may need until it answers.
@@ -65,21 +67,43 @@ pub fn finish_copy(
     restored: &dyn Fn(&Path) -> PathBuf,
     journal: &Arc<dyn Journal>,
     staging: &Path,
+    roll: Option<Roll<'_>>,
 ) -> Result<Option<String>, Failure> {
-    if let Some(replay) = replay_plan(copy.record(), restored)? {
-        let private = Private::open(copy, journal, RECOVERY)?;
-        replay.run(&private.access(), journal, staging)?;
+    let replay = replay_plan(copy.record(), restored)?;
+    if replay.is_some() || roll.is_some() {
+        let private = Private::open_for_replay(copy, journal, RECOVERY)?;
+        let mut done = Vec::new();
+        if let Some(replay) = &replay {
+            replay.run(&private.access(), journal, staging)?;
+            done.push(replay.describe());
+        }
+        if let Some(roll) = roll {
+            stands_where_recorded(&private)?;
+            roll.forward.run(&private.access(), journal, staging, roll.progress)?;
+            done.push(roll.recovery.describe());
+        }
         private.stop(RECOVERY)?;
         relocate(copy, copy.placement())?;
-        return Ok(Some(replay.describe()));
+        return Ok(Some(done.join("; ")));
     }
     let why = needs_settling(copy)?;
     settle(copy, journal, RECOVERY)?;
     Ok(why.map(|why| format!("recovered behind a fence, since {why}")))
 }
 
+/// A log is replayed only onto a copy that is where its record says.
+fn stands_where_recorded(private: &Private) -> Result<(), Failure> {
+    match private.position().problem() {
+        Some(problem) if problem.effect == Effect::Missing => {
+            let what = format!("no log can be replayed onto the copy: {problem}");
+            Err(Failure::new(FailureKind::Damaged, what, "use an earlier backup"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A server whose directories are replaced.
-pub struct FilesTarget {
+pub struct FilesTarget<'a> {
     record: ServerRecord,
     service: Option<Hooks>,
     access: Option<ServerAccess>,
@@ -87,10 +111,11 @@ pub struct FilesTarget {
     beside: Option<PathBuf>,
     staging: PathBuf,
     journal: Arc<dyn Journal>,
+    roll: Option<Roll<'a>>,
 }
 
-impl FilesTarget {
-    /// For this record; `beside` is where what is to be replayed was restored to.
+impl<'a> FilesTarget<'a> {
+    /// For this record; `beside` is where what is to be replayed was restored to, `roll` what is replayed of the log archive.
     #[must_use]
     pub fn new(
         record: ServerRecord,
@@ -98,14 +123,15 @@ impl FilesTarget {
         beside: Option<PathBuf>,
         staging: PathBuf,
         journal: Arc<dyn Journal>,
+        roll: Option<Roll<'a>>,
     ) -> Self {
         let service = known.and_then(|known| known.service.clone());
         let access = known.map(|known| known.access.clone());
-        Self { record, service, access, beside, staging, journal }
+        Self { record, service, access, beside, staging, journal, roll }
     }
 }
 
-impl ServerTarget for FilesTarget {
+impl ServerTarget for FilesTarget<'_> {
     fn source(&self) -> SourceId {
         self.record.source.clone()
     }
@@ -124,7 +150,7 @@ impl ServerTarget for FilesTarget {
             (Some(now), Some(then)) => path.strip_prefix(then).map_or(path.into(), |rest| now.join(rest)),
             _ => path.to_owned(),
         };
-        let done = finish_copy_in_place(&copy, &restored, &self.journal, &self.staging)?;
+        let done = finish_copy_in_place(&copy, &restored, &self.journal, &self.staging, self.roll)?;
         let note = |done| Problem::new(Effect::Note, None, done, "").of(&self.record.source);
         Ok(done.map(note).into_iter().collect())
     }
@@ -138,7 +164,12 @@ impl ServerTarget for FilesTarget {
     }
 
     fn check(&mut self) -> Result<Vec<Problem>, Failure> {
-        let mut told: Vec<Problem> = gtid_note(&self.record).into_iter().collect();
+        let mut told: Vec<Problem> = match self.roll {
+            Some(roll) => Some(new_epoch_note(&self.record, roll)),
+            None => gtid_note(&self.record),
+        }
+        .into_iter()
+        .collect();
         match (&self.service, &self.access) {
             (Some(_), Some(access)) => told.extend(tables_open(&self.record.source, access)?),
             _ => {
@@ -148,6 +179,18 @@ impl ServerTarget for FilesTarget {
         }
         Ok(told)
     }
+}
+
+/// After a replay the log archive begins a new epoch.
+fn new_epoch_note(record: &ServerRecord, roll: Roll<'_>) -> Problem {
+    let state = roll.recovery.reached.gtid_state.as_ref().map(|state| format!(", GTID state {state}"));
+    let what = format!(
+        "it stands at {} of its former log{}; its binary log begins anew, and so does its archive",
+        roll.recovery.reached.place,
+        state.unwrap_or_default()
+    );
+    Problem::new(Effect::Note, None, what, "make a backup soon: moments from now on need one")
+        .of(&record.source)
 }
 
 /// A restored server begins its binary log anew, and with it the numbers of its transactions.
@@ -167,11 +210,12 @@ fn finish_copy_in_place(
     restored: &dyn Fn(&Path) -> PathBuf,
     journal: &Arc<dyn Journal>,
     staging: &Path,
+    roll: Option<Roll<'_>>,
 ) -> Result<Option<String>, Failure> {
-    if needs_settling(copy)?.is_none() && replay_plan(copy.record(), restored)?.is_none() {
+    if roll.is_none() && needs_settling(copy)?.is_none() && replay_plan(copy.record(), restored)?.is_none() {
         return Ok(None);
     }
-    let done = finish_copy(copy, restored, journal, staging)?;
+    let done = finish_copy(copy, restored, journal, staging, roll)?;
     let original = |root: &model::server::ServerRoot| (root.path.clone(), root.path.clone());
     relocate(copy, &Placement(copy.record().roots.iter().map(original).collect()))?;
     Ok(done)

@@ -134,7 +134,7 @@ pub(crate) fn run_under(
 }
 
 /// Where a program is, by `PATH`.
-fn installed(name: &str) -> Option<PathBuf> {
+pub(crate) fn installed(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.is_file())
 }

@@ -2,7 +2,7 @@
 //!
 //! Crash story: reads only; corruption that is found may be marked in the copy by its server.
 
-use std::{fs::OpenOptions, io::Write, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
+use std::time::Duration;
 
 use model::{
     port::{Failure, FailureKind},
@@ -12,7 +12,7 @@ use model::{
 use os::command::Command;
 use serde::Serialize;
 
-use super::{copy::cannot, private::Private, program};
+use super::{super::dump::tool::option_file, private::Private, program};
 
 /// As much of the answer as is kept: a line a table.
 const ANSWER: usize = 64 << 20;
@@ -149,9 +149,7 @@ impl Private {
     /// If it is not installed, cannot be run, or does not end in time. What it finds is in the result.
     pub fn check(&self, within: Duration) -> Result<Checked, Failure> {
         let program = program::client(self.record(), ["mariadb-check", "mysqlcheck"])?;
-        let options = self.directory().join("client.cnf");
-        write_client(&options, &self.directory().join("socket"))
-            .map_err(|e| cannot("written", &options, e))?;
+        let options = option_file(&self.access(), self.directory(), "")?;
         let mut defaults = std::ffi::OsString::from("--defaults-file=");
         defaults.push(&options);
         let command = Command::tool(program)
@@ -177,11 +175,6 @@ impl Private {
         }
         Ok(checked)
     }
-}
-
-fn write_client(path: &Path, socket: &Path) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    write!(file, "[client]\nsocket=\"{}\"\nuser=root\n", socket.display())
 }
 
 /// A table in a line of its own, `OK` behind it or lines with what is wrong below it:

@@ -13,6 +13,7 @@
 //! dropped, by the watchdog when we die, or by `thaw`. Its mounts go with its namespace, which goes with it. Its own
 //! files lie in a journalled directory. A copy that was being opened is only good for being opened again.
 
+mod account;
 mod check;
 mod copy;
 mod fenced;

@@ -25,6 +25,7 @@ use os::{
 use rustix::process::Signal;
 
 use super::{
+    account::{self, Account},
     copy::{ServerCopy, cannot},
     fenced::View,
     links::relocate,
@@ -37,6 +38,8 @@ use super::{
 const LOOK: Duration = Duration::from_millis(50);
 /// Memory of the server, beside that of its connections.
 const BUFFER_POOL: &str = "256M";
+/// Rows of a transaction that is replayed come as one statement.
+const LARGEST_PACKET: &str = "1G";
 
 /// A server that runs on a copy, for us alone. Dropping it kills it.
 pub struct Private {
@@ -44,6 +47,7 @@ pub struct Private {
     run: Staging,
     record: ServerRecord,
     log: ServerLog,
+    account: Option<Account>,
 }
 
 /// A process that is journalled while it runs.
@@ -64,6 +68,28 @@ impl Private {
     /// [`FailureKind::Damaged`] if the server does not open it, with what it says;
     /// [`FailureKind::TimedOut`].
     pub fn open(copy: &ServerCopy, journal: &Arc<dyn Journal>, within: Duration) -> Result<Self, Failure> {
+        Self::open_as(copy, journal, within, false)
+    }
+
+    /// The same for the replay of logs, which may make accounts and events: that needs the copy's own privileges in force,
+    /// so there is an account of ours in it until it is stopped.
+    ///
+    /// # Errors
+    /// As [`Private::open`].
+    pub fn open_for_replay(
+        copy: &ServerCopy,
+        journal: &Arc<dyn Journal>,
+        within: Duration,
+    ) -> Result<Self, Failure> {
+        Self::open_as(copy, journal, within, true)
+    }
+
+    fn open_as(
+        copy: &ServerCopy,
+        journal: &Arc<dyn Journal>,
+        within: Duration,
+        with_account: bool,
+    ) -> Result<Self, Failure> {
         let record = copy.record();
         let program = program::server(record)?;
         let run = run_directory(journal, copy.owner()?)?;
@@ -71,9 +97,13 @@ impl Private {
         relocate(copy, &view.placement)?;
         let mut options = options::of_copy(copy, &view.placement)?;
         options.extend(private(record, run.path(), copy.owner()?.0)?);
-        // Whoever reaches the socket is let in: its directory is closed to everyone else. The passwords of the copy
-        // are not needed so.
-        options.push(("skip-grant-tables".to_owned(), None));
+        let account = with_account.then(|| Account::make(run.path(), copy.owner()?)).transpose()?;
+        options.push(match &account {
+            Some(account) => ("init-file".to_owned(), Some(account.init_file.display().to_string())),
+            // Whoever reaches the socket is let in: its directory is closed to everyone else. The passwords of the copy
+            // are not needed so.
+            None => ("skip-grant-tables".to_owned(), None),
+        });
         let until = Instant::now() + within;
         let start = |more: Option<Opt>| {
             let mut options = options.clone();
@@ -98,7 +128,7 @@ impl Private {
         if !ready {
             return Err(not_opened(copy.record(), &program, &log, process));
         }
-        Ok(Self { process, run, record: record.clone(), log })
+        Ok(Self { process, run, record: record.clone(), log, account })
     }
 
     /// A server of its own on an empty data directory that was made for it.
@@ -125,19 +155,19 @@ impl Private {
         let ready = await_ready(&mut process, &log, Instant::now() + within)?;
         let log = ServerLog::read(&log);
         if ready {
-            return Ok(Self { process, run, record: like.clone(), log });
+            return Ok(Self { process, run, record: like.clone(), log, account: None });
         }
         Err(not_opened(like, &program, &log, process))
     }
 
-    /// How it is reached: as `root`, by its socket.
+    /// How it is reached: as `root`, or as the account of ours, by its socket.
     #[must_use]
     pub fn access(&self) -> ServerAccess {
         ServerAccess {
             flavor: self.record.version.flavor,
             address: ServerAddress::Socket(self.run.path().join("socket")),
-            user: Some("root".to_owned()),
-            password_file: None,
+            user: Some(self.account.as_ref().map_or("root", |_| account::NAME).to_owned()),
+            password_file: self.account.as_ref().map(|account| account.password_file.clone()),
             option_file: None,
             tls_ca: None,
         }
@@ -184,6 +214,9 @@ impl Private {
     /// # Errors
     /// If it does not end within that time, or ends otherwise; it is killed then.
     pub fn stop(mut self, within: Duration) -> Result<(), Failure> {
+        if self.account.is_some() {
+            account::remove(&self.access())?;
+        }
         let Some(mut running) = self.process.running.take() else { return Ok(()) };
         // What SHUTDOWN does, and possible even when no connection is.
         let told = process::signal(running.process(), Signal::TERM).map(|_| ());
@@ -240,6 +273,7 @@ impl Drop for Guarded {
 fn private(record: &ServerRecord, run: &Path, owner: u32) -> Result<Vec<Opt>, Failure> {
     let mut options = options::fence(record.version.flavor, run)?;
     options.push(("innodb-buffer-pool-size".to_owned(), Some(BUFFER_POOL.to_owned())));
+    options.push(("max-allowed-packet".to_owned(), Some(LARGEST_PACKET.to_owned())));
     options.push(("performance-schema".to_owned(), Some("OFF".to_owned())));
     if rustix::process::geteuid().is_root() {
         options.push(("user".to_owned(), Some(owner.to_string())));

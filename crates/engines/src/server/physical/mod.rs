@@ -14,11 +14,13 @@
 //!
 //! Crash story: see [`PhysicalPinner`] and [`ReplayPlan`].
 
+mod forward;
 mod logs;
 mod pinner;
 mod place;
 mod replay;
 mod tool;
 
+pub use forward::Forward;
 pub use pinner::PhysicalPinner;
 pub use replay::{ReplayPlan, replay_plan};

@@ -7,7 +7,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::Duration,
 };
 
 use model::{
@@ -292,6 +291,3 @@ impl Drop for PhysicalPin {
         }
     }
 }
-
-/// How long the logs may take to be replayed.
-pub(super) const REPLAY_WITHIN: Duration = Duration::from_secs(3 * 24 * 3600);

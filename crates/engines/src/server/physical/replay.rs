@@ -1,24 +1,15 @@
 //! Bringing a restored copy from where mariadb-backup left it to the cut: [`replay_plan`] and [`ReplayPlan::run`].
 //!
-//! `mariadb-binlog` writes the statements of the logs to a file, which the client then reads: two programs, no shell, no
-//! pipe whose one end could fail unnoticed. All logs are given to one run of it, since temporary tables and
-//! transactions cross from one file to the next.
-//!
-//! Crash story: programs are journalled and end with us; the file lies in a staging directory. A copy that was replayed
-//! in part is of no use: restore it again.
+//! Crash story: see [`Forward`]. A copy that was replayed in part is of no use: restore it again.
 
 use std::{path::PathBuf, sync::Arc};
 
 use model::{
-    port::{Failure, FailureKind, Journal},
+    port::{Failure, FailureKind, Journal, Silent},
     server::{BinlogPosition, ServerAccess, ServerForm, ServerRecord},
 };
-use os::staging::Staging;
 
-use super::{
-    super::dump::tool::{option_file, run},
-    pinner::REPLAY_WITHIN,
-};
+use super::Forward;
 
 /// What is to be replayed on a restored copy before it is as it was at the cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,37 +73,12 @@ impl ReplayPlan {
         journal: &Arc<dyn Journal>,
         staging: &std::path::Path,
     ) -> Result<(), Failure> {
-        let place = Staging::create(journal, staging, "replay")?;
-        let (sql, options) = (place.path().join("replay.sql"), option_file(access, place.path(), "")?);
-        let read = run(journal, &["mariadb-binlog", "mysqlbinlog"], |command| {
-            command
-                .writes(&sql)
-                .timeout(REPLAY_WITHIN)
-                .arg("--no-defaults")
-                .arg("--disable-log-bin")
-                .arg(format!("--start-position={}", self.from.offset))
-                .arg(format!("--stop-position={}", self.to.offset))
-                .args(&self.logs)
-        })?;
-        self.judge("cannot be read", &read)?;
-        let applied = run(journal, &["mariadb", "mysql"], |command| {
-            let mut defaults = std::ffi::OsString::from("--defaults-file=");
-            defaults.push(&options);
-            command
-                .reads(&sql)
-                .timeout(REPLAY_WITHIN)
-                .arg(defaults)
-                .args(["--binary-mode", "--max-allowed-packet=1G"])
-        })?;
-        self.judge("cannot be replayed", &applied)?;
-        Ok(place.release()?)
-    }
-
-    fn judge(&self, what: &str, ended: &os::command::Outcome) -> Result<(), Failure> {
-        if ended.is_success() {
-            return Ok(());
-        }
-        let what = format!("binary logs from {} to {} {what}: {}", self.from, self.to, ended.in_short());
-        Err(Failure::new(FailureKind::Other, what, "restore another backup"))
+        let forward = Forward {
+            logs: self.logs.clone(),
+            start: self.from.offset,
+            stop: self.to.offset,
+            what: format!("from {} to {}", self.from, self.to),
+        };
+        forward.run(access, journal, staging, &Silent)
     }
 }

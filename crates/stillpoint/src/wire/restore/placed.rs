@@ -13,20 +13,31 @@ use std::{
 use engines::server::open::{ServerCopy, option_file};
 use model::{
     pathtext,
-    port::{Failure, FailureKind},
+    port::{Failure, FailureKind, Progress},
     problem::{Effect, Problem},
     restore::{Request, RestoreReport},
     server::{ServerForm, ServerRecord},
 };
 use os::{durable, staging::Staging};
 
-use crate::wire::{run::Run, served};
+use crate::wire::{
+    recover::{Ready, Roll},
+    run::Run,
+    served,
+};
 
 /// The longest path of a socket, `sun_path` of unix(7) with its final zero.
 const LONGEST_SOCKET: usize = 107;
 
 /// Settles every server below `dir`, and says in the report how each is opened or loaded.
-pub(super) fn settle(run: &Run<'_>, request: &Request, dir: &Path, report: &mut RestoreReport) {
+pub(super) fn settle(
+    run: &Run<'_>,
+    request: &Request,
+    dir: &Path,
+    logs: &Ready,
+    progress: &dyn Progress,
+    report: &mut RestoreReport,
+) {
     for (number, server) in request.servers.iter().enumerate() {
         let record = &server.record;
         if record.form == ServerForm::Dump {
@@ -35,7 +46,7 @@ pub(super) fn settle(run: &Run<'_>, request: &Request, dir: &Path, report: &mut 
             report.next.push(next);
             continue;
         }
-        match settle_one(run, record, dir, number) {
+        match settle_one(run, record, dir, number, logs.roll(&record.source, progress)) {
             Ok(lines) => report.next.extend(lines),
             Err(failure) => {
                 let what = format!(
@@ -48,15 +59,26 @@ pub(super) fn settle(run: &Run<'_>, request: &Request, dir: &Path, report: &mut 
     }
 }
 
+/// Puts SQLite databases of the moment in the place of those of the backup.
+pub(super) fn put_databases(dir: &Path, logs: &Ready, report: &mut RestoreReport) {
+    for wal in logs.wals() {
+        report.problems.push(wal.put(&below(dir, &wal.path())).unwrap_or_else(|failure| {
+            let what = format!("it is as of the backup, not of the moment: {}", failure.in_full());
+            Problem::new(Effect::Missing, None, what, "").of(&wal.source)
+        }));
+    }
+}
+
 fn settle_one(
     run: &Run<'_>,
     record: &ServerRecord,
     dir: &Path,
     number: usize,
+    roll: Option<Roll<'_>>,
 ) -> Result<Vec<String>, Failure> {
     let copy = ServerCopy::new(dir, record.clone())?;
     let staging: Staging = super::staging(run, "open")?;
-    let done = served::finish_copy(&copy, &|path| below(dir, path), &run.journal(), staging.path())?;
+    let done = served::finish_copy(&copy, &|path| below(dir, path), &run.journal(), staging.path(), roll)?;
     staging.release()?;
     let name = match number {
         0 => "stillpoint-mariadb.cnf".to_owned(),

@@ -1,0 +1,127 @@
+//! From the helper into an archive.
+//!
+//! Crash story: a transaction is acknowledged after the archive has synced it; the helper protects it until then.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use model::{
+    logs::{HoleCause, WalPosition},
+    port::{Failure, Silent},
+};
+use os::{command::Helper, tree::resolve};
+
+use super::{
+    super::error::SqliteError,
+    capture::{Capture, News},
+};
+
+/// How often `stop` is asked.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Where transactions go.
+pub trait Archive {
+    /// The end of what is on disk in the newest epoch; nothing before the first.
+    fn reached(&self) -> Option<WalPosition>;
+
+    /// Begins an epoch at this place. `hole` says why something may be missing before it; without, it goes on where the one
+    /// before ended, or is the first. `base` copies the database as it is there to a path that does not exist.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    fn begin(
+        &mut self,
+        at: WalPosition,
+        hole: Option<(HoleCause, String)>,
+        base: &mut dyn FnMut(&Path) -> Result<(), Failure>,
+    ) -> Result<(), Failure>;
+
+    /// Appends a piece of a record; the last one comes with its end, and when it was captured.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    fn append(&mut self, bytes: &[u8], ends: Option<(WalPosition, Timestamp)>) -> Result<(), Failure>;
+
+    /// Puts on disk what was appended. All that was committed by `at` is then there.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    fn sync(&mut self, at: Timestamp) -> Result<(), Failure>;
+
+    /// Nothing is new: all that was committed by `at` is there.
+    ///
+    /// # Errors
+    /// If that cannot be written down.
+    fn idle(&mut self, at: Timestamp) -> Result<(), Failure>;
+
+    /// Whether it is time for a new epoch with a base of its own, so that restoring does not take for ever.
+    fn wants_new_base(&self) -> bool;
+}
+
+/// Follows the log of the database at this path into the archive, until `stop` says so.
+///
+/// # Errors
+/// [`FailureKind::Refused`](model::port::FailureKind::Refused) if the database has no write-ahead log. After any other error
+/// it may be called again: it goes on where the archive is, or begins an epoch with a hole.
+pub fn follow(
+    helper: &Helper,
+    path: &Path,
+    archive: &mut dyn Archive,
+    stop: &dyn Fn() -> bool,
+) -> Result<(), Failure> {
+    let real = real(path)?;
+    let mut capture = Capture::start(helper, &real, archive.reached())?;
+    let mut asked = false;
+    while !stop() {
+        let Some(news) = capture.next(LOOK)? else { continue };
+        match news {
+            News::Continues => {}
+            News::Stands { at, hole } => {
+                let mut base = |to: &Path| copy_base(&mut capture, to);
+                archive.begin(at, hole, &mut base)?;
+                capture.written()?;
+                asked = false;
+            }
+            News::Transaction { bytes, to, captured } => take(&mut capture, archive, bytes, (to, captured))?,
+            News::Captured(at) => {
+                archive.sync(at)?;
+                capture.written()?;
+            }
+            News::Idle(at) => archive.idle(at)?,
+        }
+        if !asked && archive.wants_new_base() {
+            capture.anew()?;
+            asked = true;
+        }
+    }
+    capture.quit();
+    Ok(())
+}
+
+fn real(path: &Path) -> Result<PathBuf, SqliteError> {
+    let missing = |source| SqliteError::Io { path: path.to_owned(), what: "is not there", source };
+    resolve(path).map(|resolved| resolved.real).map_err(missing)
+}
+
+fn take(
+    capture: &mut Capture,
+    archive: &mut dyn Archive,
+    bytes: u64,
+    ends: (WalPosition, Timestamp),
+) -> Result<(), Failure> {
+    let mut left = bytes;
+    capture.read(bytes, |piece| {
+        left -= piece.len() as u64;
+        archive.append(piece, (left == 0).then_some(ends))
+    })
+}
+
+fn copy_base(capture: &mut Capture, to: &Path) -> Result<(), Failure> {
+    capture.copy_base(to, &Silent)?;
+    let synced = File::open(to).and_then(|base| base.sync_all());
+    Ok(synced.map_err(|source| SqliteError::Io { path: to.to_owned(), what: "cannot be synced", source })?)
+}
