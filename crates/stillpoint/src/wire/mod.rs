@@ -8,6 +8,7 @@ pub mod drivers;
 pub mod history;
 pub mod inventory;
 pub mod lock;
+pub mod log_sqlite;
 pub mod logbook;
 pub mod open;
 pub mod password;

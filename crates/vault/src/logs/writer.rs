@@ -16,8 +16,7 @@ use std::{
 use model::{
     id::{EpochId, SourceId},
     logs::{
-        Added, EpochRecord, LOGS_VERSION, LogKind, LogPlace, LogStatus, SegmentHead, SegmentRecord,
-        WholePart,
+        Added, EpochRecord, LOGS_VERSION, LogKind, LogPlace, LogStatus, SegmentHead, SegmentRecord, WholePart,
     },
     port::Failure,
     port_logs::LogSink,
