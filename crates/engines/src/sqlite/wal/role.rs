@@ -165,29 +165,26 @@ impl Role {
         let Some(index) = self.readers.index() else {
             return Ok(Err((HoleCause::WalReset, "its index cannot be read".into())));
         };
+        let header = frames::header(&self.log)?.filter(|header| header.salts == index.salts);
         if index.salts != place.salts || place.salts == (0, 0) {
-            return Ok(Err((HoleCause::WalReset, "another log was begun meanwhile".into())));
+            let follows = match header {
+                Some(header) => header.follows(&self.log, place, index.frames)?,
+                None => false,
+            };
+            let hole = (HoleCause::WalReset, "another log was begun meanwhile".to_owned());
+            return Ok(if follows { Ok(()) } else { Err(hole) });
         }
-        // The machine has crashed, and the application did not sync what it had committed.
+        // The machine has crashed, and the application had not synced what it had committed.
         if index.frames < place.frame {
             let detail = format!("the log ends at frame {}, before {}", index.frames, place.frame);
             return Ok(Err((HoleCause::Diverged, detail)));
         }
-        if index.frames == 0 {
-            return Ok(Ok(()));
-        }
-        let header = frames::header(&self.log)?.filter(|header| header.salts == place.salts);
-        let claimed = match header {
-            Some(header) => header.claimed(&self.log, place.frame)?,
-            None => None,
+        let has = match header {
+            Some(header) => header.has(&self.log, place)?,
+            None => place.frame == 0,
         };
-        Ok(match claimed {
-            Some(claimed) if place.frame == 0 || claimed == place.checksum => Ok(()),
-            _ => {
-                let detail = format!("frame {} of the log is another one than was captured", place.frame);
-                Err((HoleCause::Diverged, detail))
-            }
-        })
+        let other = format!("frame {} of the log is another one than was captured", place.frame);
+        Ok(if has { Ok(()) } else { Err((HoleCause::Diverged, other)) })
     }
 
     /// Makes the newest read transaction one whose place in the log is known, says so, and makes a copy of what it sees.
@@ -326,7 +323,8 @@ impl Role {
     /// Whether so little is not told yet that writers may wait for it.
     fn is_tail_short(&self) -> bool {
         self.readers.index().is_some_and(|index| {
-            index.salts == self.place.salts && index.frames.saturating_sub(self.place.frame) <= SHORT_TAIL
+            let told = if index.salts == self.place.salts { self.place.frame } else { 0 };
+            index.frames.saturating_sub(told) <= SHORT_TAIL
         })
     }
 
