@@ -11,8 +11,8 @@ use clap::{Args, Parser, Subcommand};
 
 pub use self::{
     args::{
-        BackupArgs, CheckArgs, CompletionsArgs, DemoArgs, InitArgs, KeyAction, KeyArgs, ListArgs, PlanArgs,
-        PruneArgs, RestoreArgs, ShowArgs,
+        BackupArgs, CheckArgs, CompletionsArgs, DemoArgs, InitArgs, KeyAction, KeyArgs, ListArgs, LogArgs,
+        PlanArgs, PruneArgs, RestoreArgs, ShowArgs,
     },
     time::parse_time,
 };
@@ -77,6 +77,8 @@ pub enum Command {
     Backup(BackupArgs),
     /// List backups, newest last, with verdict, stall and size
     List(ListArgs),
+    /// Archive the logs of an application's databases as they are written, until it is stopped (Ctrl-C)
+    Log(LogArgs),
     /// Show the record of one backup: its cut, its evidence, its problems
     Show(ShowArgs),
     /// Bring an application back: to a directory, or in place

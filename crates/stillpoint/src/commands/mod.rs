@@ -9,6 +9,7 @@ mod demo;
 mod init;
 mod key;
 mod list;
+mod log;
 mod man;
 mod plan;
 mod prune;
@@ -27,7 +28,7 @@ use model::{port::Failure, restore::Choice};
 use crate::{
     cli::{Cli, Command, Global},
     exit::{Exit, Fault, Outcome},
-    output::{Output, log, stdout},
+    output::{self, Output, stdout},
     signals::Interrupt,
 };
 
@@ -50,7 +51,7 @@ pub fn run() -> ExitCode {
         Err(error) => return not_understood(&error),
     };
     let output = Output { json: cli.global.json, verbose: cli.global.verbose };
-    log::start(output);
+    output::log::start(output);
     match Interrupt::listen() {
         Ok(interrupt) => {
             let context = Context { global: cli.global, output, interrupt };
@@ -105,6 +106,7 @@ fn dispatch(context: &Context, command: &Command) -> Outcome {
         Command::Plan(args) => plan::run(context, args),
         Command::Backup(args) => backup::run(context, args),
         Command::List(args) => list::run(context, args),
+        Command::Log(args) => log::run(context, args),
         Command::Restore(args) => restore::run(context, args),
         Command::Show(args) => show::run(context, args),
         Command::Check(args) => check::run(context, args),

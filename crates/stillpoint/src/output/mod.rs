@@ -9,6 +9,7 @@
 pub mod backup;
 pub mod backups;
 pub mod log;
+pub mod logs;
 pub mod plan;
 pub mod retention;
 mod table;

@@ -8,7 +8,11 @@ pub mod drivers;
 pub mod history;
 pub mod inventory;
 pub mod lock;
+<<<<<<< ours
 pub mod log_sqlite;
+=======
+pub mod log;
+>>>>>>> theirs
 pub mod logbook;
 pub mod open;
 pub mod password;
