@@ -56,9 +56,7 @@ fn segments(epoch: &Path) -> Vec<PathBuf> {
 
 fn sign(database: &Connection, messages: std::ops::Range<u32>) {
     for message in messages {
-        database
-            .execute("INSERT INTO entry VALUES (?1, 0, 'signed', ?1, '')", [message])
-            .unwrap();
+        database.execute("INSERT INTO entry VALUES (?1, 0, 'signed', ?1, '')", [message]).unwrap();
     }
 }
 

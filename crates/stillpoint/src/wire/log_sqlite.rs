@@ -6,6 +6,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::mpsc::Sender,
     thread,
     time::{Duration, Instant},
 };
@@ -24,6 +25,8 @@ use orchestrate::ship::{Report, Settings};
 use os::command::Helper;
 use vault::logs::{LogsError, Spool, Tail, Writer};
 
+use crate::{output::logs::Event, signals::Interrupt};
+
 /// So old an epoch's base may be: what is replayed over it is at most what was written in that time.
 const BASE_EVERY: Duration = Duration::from_secs(24 * 3600);
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -40,8 +43,50 @@ impl Tail for WalTail {
     }
 }
 
+/// Archives the log of the database at this path until it is interrupted.
+///
+/// # Errors
+/// As [`SqliteLog::run`]; if another process archives it, and does not end soon.
+pub fn run(
+    spool: &Spool,
+    source: &SourceId,
+    path: &Path,
+    settings: Settings,
+    interrupt: &Interrupt,
+    tell: &Sender<(SourceId, Event)>,
+) -> Result<(), Failure> {
+    let writer = writer(spool, source, interrupt)?;
+    let mut report = |report: &Report| {
+        // Nobody listens any more only if the command is ending.
+        let _ = tell.send((source.clone(), Event::Report(report.clone())));
+    };
+    SqliteLog::new(writer, source, path, settings, &mut report).run(&|| interrupt.is_asked())
+}
+
+/// One that was killed may still be ending.
+fn writer(spool: &Spool, source: &SourceId, interrupt: &Interrupt) -> Result<Writer, LogsError> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let from = Instant::now();
+    loop {
+        match spool.writer(source, LogKind::SqliteWal, Box::new(WalTail)) {
+            Err(LogsError::Busy { .. }) if from.elapsed() < PATIENCE && !interrupt.is_asked() => {
+                thread::sleep(Duration::from_millis(100));
+            }
+            opened => {
+                let dir = spool.source_dir(source);
+                if opened.is_ok()
+                    && let Err(error) = remove_unfinished(&dir)
+                {
+                    tracing::warn!(%error, "an unfinished epoch in {} cannot be removed", dir.display());
+                }
+                return opened;
+            }
+        }
+    }
+}
+
 /// The archive of one database.
-pub struct SqliteLog<'a> {
+struct SqliteLog<'a> {
     source: SourceId,
     path: PathBuf,
     writer: Writer,
@@ -59,23 +104,14 @@ pub struct SqliteLog<'a> {
 }
 
 impl<'a> SqliteLog<'a> {
-    /// Becomes the archive of the database at this path.
-    ///
-    /// # Errors
-    /// [`LogsError::Busy`] if there is another one; if the archive cannot be read.
-    pub fn open(
-        spool: &Spool,
+    fn new(
+        writer: Writer,
         source: &SourceId,
         path: &Path,
         settings: Settings,
         report: &'a mut dyn FnMut(&Report),
-    ) -> Result<Self, LogsError> {
-        let writer = spool.writer(source, LogKind::SqliteWal, Box::new(WalTail))?;
-        let dir = spool.source_dir(source);
-        if let Err(error) = remove_unfinished(&dir) {
-            tracing::warn!(%error, "{} holds an unfinished epoch that cannot be removed", dir.display());
-        }
-        Ok(Self {
+    ) -> Self {
+        Self {
             source: source.clone(),
             path: path.to_owned(),
             writer,
@@ -88,14 +124,14 @@ impl<'a> SqliteLog<'a> {
             max_lag: Duration::ZERO,
             unsynced: None,
             had_no_space: false,
-        })
+        }
     }
 
     /// Archives until it is told to stop.
     ///
     /// # Errors
     /// [`FailureKind::Refused`] and [`FailureKind::Damaged`]: a person has to do something. Everything else is tried again.
-    pub fn run(&mut self, stop: &dyn Fn() -> bool) -> Result<(), Failure> {
+    fn run(&mut self, stop: &dyn Fn() -> bool) -> Result<(), Failure> {
         let helper = Helper::this_program();
         let mut wait = FIRST_WAIT;
         while !stop() {

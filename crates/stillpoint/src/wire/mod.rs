@@ -8,11 +8,8 @@ pub mod drivers;
 pub mod history;
 pub mod inventory;
 pub mod lock;
-<<<<<<< ours
-pub mod log_sqlite;
-=======
 pub mod log;
->>>>>>> theirs
+pub mod log_sqlite;
 pub mod logbook;
 pub mod open;
 pub mod password;
