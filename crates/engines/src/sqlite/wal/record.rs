@@ -238,6 +238,12 @@ mod tests {
     }
 
     #[test]
+    fn a_frozen_segment_is_read() {
+        let frozen: &[u8] = include_bytes!("../../../testdata/wal-1.seg");
+        assert_eq!(frozen, [SEGMENT_LEAD.to_vec(), record(2), record(3)].concat());
+    }
+
+    #[test]
     fn what_is_whole_of_a_segment_ends_at_a_torn_or_wrong_record() {
         let from =
             LogPlace::SqliteWal(WalPosition { generation: 2, salts: (3, 4), frame: 1, checksum: (0, 0) });
