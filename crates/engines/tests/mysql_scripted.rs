@@ -13,7 +13,7 @@ use std::{
 use engines::server::{Means, ServerLock, probe};
 use model::{
     id::SourceId,
-    inventory::ServerDatabase,
+    inventory::{Archive, ServerDatabase},
     plan::{HoldClass, ServerLockPlan},
     port::{Clock, Failure, FailureKind, Frozen, Hold},
     problem::Problem,
@@ -554,8 +554,13 @@ fn a_password_of_mysql_8_is_taken_from_a_file() {
 }
 
 fn facts(server: &ScriptedServer, end_blocking_queries: bool) -> model::server::ServerFacts {
-    let database =
-        ServerDatabase { access: access(server), databases: vec![], service: None, end_blocking_queries };
+    let database = ServerDatabase {
+        access: access(server),
+        databases: vec![],
+        service: None,
+        end_blocking_queries,
+        archive: Archive::default(),
+    };
     probe(&database, &|_| vec![])
 }
 

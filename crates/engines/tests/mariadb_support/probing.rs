@@ -9,7 +9,7 @@ use std::{
 
 use engines::server::{Connection, probe};
 use model::{
-    inventory::ServerDatabase,
+    inventory::{Archive, ServerDatabase},
     port::{FailureKind, Hold},
     server::{RootRole, ServerAccess, ServerAddress, ServerFacts},
 };
@@ -22,7 +22,13 @@ const QUICK: Duration = Duration::from_secs(5);
 
 fn database(access: ServerAccess, databases: &[&str]) -> ServerDatabase {
     let databases = databases.iter().map(|name| (*name).to_owned()).collect();
-    ServerDatabase { access, databases, service: None, end_blocking_queries: false }
+    ServerDatabase {
+        access,
+        databases,
+        service: None,
+        end_blocking_queries: false,
+        archive: Archive::default(),
+    }
 }
 
 fn look(server: &PrivateServer) -> ServerFacts {

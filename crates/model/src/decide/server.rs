@@ -318,6 +318,7 @@ mod tests {
             databases: databases.iter().map(|d| (*d).to_owned()).collect(),
             service: None,
             end_blocking_queries: false,
+            archive: Default::default(),
         }
     }
 

@@ -22,6 +22,7 @@ use globset::Glob;
 use crate::{
     id::{AppName, Relpath, ServerName, SourceId, VmName},
     server::ServerAccess,
+    size::Bytes,
     undo::{Hook, ProcessRef},
     verdict::Verdict,
 };
@@ -132,6 +133,28 @@ pub struct ServerDatabase {
     pub service: Option<Hooks>,
     /// Queries that keep a lock waiting may be ended (MySQL: `FLUSH TABLES WITH READ LOCK`).
     pub end_blocking_queries: bool,
+    /// How its log is archived.
+    pub archive: Archive,
+}
+
+/// How the log of a database is archived, by `stillpoint log`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archive {
+    /// A segment is closed when it has this size,
+    pub segment: Bytes,
+    /// or this age.
+    pub rotate: Duration,
+    /// How often what came is stored into the repository.
+    pub store_every: Duration,
+    /// Semi-synchronous: the server is told of each transaction that is on disk here, and waits for that.
+    pub acknowledge: bool,
+}
+
+impl Default for Archive {
+    fn default() -> Self {
+        let (rotate, store_every) = (Duration::from_secs(3600), Duration::from_secs(60));
+        Self { segment: Bytes(16 << 20), rotate, store_every, acknowledge: false }
+    }
 }
 
 impl Database {

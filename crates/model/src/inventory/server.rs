@@ -2,19 +2,21 @@
 //!
 //! Crash story: pure functions, no effects.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use crate::{
     id::AppName,
     inventory::{
-        Hooks, Origin, PathRole, ServerDatabase,
+        Archive, Hooks, Origin, PathRole, ServerDatabase,
         application::hook,
         error::InventoryError,
         parse::path,
         raw::{At, Section},
+        settings::length_of,
     },
     pathtext,
     server::{Flavor, ServerAccess, ServerAddress},
+    size::Bytes,
 };
 
 /// Port of MariaDB and MySQL, <https://mariadb.com/kb/en/server-system-variables/#port>.
@@ -43,6 +45,7 @@ pub(super) fn server(
     let databases = databases(&section);
     let service = service(&section);
     let end_blocking_queries = section.flag("end_blocking_queries").unwrap_or(false);
+    let archive = section.section("archive", "archive").map_or_else(Archive::default, archive);
     let origin_file = section.page().file().to_owned();
     section.finish();
     let value = |at: Option<At<PathBuf>>| at.map(|at| at.value);
@@ -61,7 +64,7 @@ pub(super) fn server(
         file: origin_file,
         line,
     };
-    let server = ServerDatabase { access, databases, service, end_blocking_queries };
+    let server = ServerDatabase { access, databases, service, end_blocking_queries, archive };
     Some(ParsedServer { server, origin })
 }
 
@@ -115,6 +118,41 @@ fn databases(section: &Section<'_, '_>) -> Vec<String> {
         }
     }
     databases
+}
+
+/// How its log is archived.
+fn archive(section: Section<'_, '_>) -> Archive {
+    let mut archive = Archive::default();
+    if let Some(found) = section.text("segment") {
+        match bytes(found.value) {
+            Some(size) if SEGMENTS.contains(&size.0) => archive.segment = size,
+            _ => section.report(
+                found.line,
+                format!("segment = {:?} is no size of a segment", found.value),
+                "write a size from 1MiB to 1GiB, such as \"16MiB\"",
+            ),
+        }
+    }
+    let length = |key: &'static str, example, into: &mut Duration| {
+        if let Some(length) = section.text(key).and_then(|found| length_of(&section, key, found, example)) {
+            *into = length;
+        }
+    };
+    length("rotate", "\"1h\"", &mut archive.rotate);
+    length("store_every", "\"60s\"", &mut archive.store_every);
+    archive.acknowledge = section.flag("acknowledge").unwrap_or(false);
+    section.finish();
+    archive
+}
+
+/// Segments are not smaller or larger than these bytes.
+const SEGMENTS: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 30;
+
+/// A whole number and KiB, MiB or GiB.
+fn bytes(text: &str) -> Option<Bytes> {
+    let units = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
+    let (number, shift) = units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)))?;
+    number.trim_end().parse::<u64>().ok()?.checked_mul(1 << shift).map(Bytes)
 }
 
 /// How the server itself is stopped and started, for restores in place.

@@ -171,6 +171,14 @@ pub struct CheckArgs {
     pub open: bool,
 }
 
+/// Arguments of `log`.
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// Application by short name or relpath
+    #[arg(value_name = "APP")]
+    pub application: String,
+}
+
 /// `prune`.
 #[derive(Debug, Clone, Args)]
 pub struct PruneArgs {

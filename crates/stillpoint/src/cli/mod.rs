@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 pub use self::{
     args::{
         BackupArgs, CheckArgs, CompletionsArgs, CoverageArgs, DemoArgs, InitArgs, KeyAction, KeyArgs,
-        ListArgs, PlanArgs, PruneArgs, RestoreArgs, ShowArgs,
+        ListArgs, LogArgs, PlanArgs, PruneArgs, RestoreArgs, ShowArgs,
     },
     time::parse_time,
 };
@@ -77,6 +77,8 @@ pub enum Command {
     Backup(BackupArgs),
     /// List backups, newest last, with verdict, stall and size
     List(ListArgs),
+    /// Archive the logs of an application's databases as they are written, until it is stopped (Ctrl-C)
+    Log(LogArgs),
     /// Show the record of one backup: its cut, its evidence, its problems
     Show(ShowArgs),
     /// Show which moments can be restored, the holes with their cause, and how far the log archive is

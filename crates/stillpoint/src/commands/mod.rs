@@ -10,6 +10,7 @@ mod demo;
 mod init;
 mod key;
 mod list;
+mod log;
 mod man;
 mod plan;
 mod prune;
@@ -28,7 +29,7 @@ use model::{port::Failure, restore::Choice};
 use crate::{
     cli::{Cli, Command, Global},
     exit::{Exit, Fault, Outcome},
-    output::{Output, log, stdout},
+    output::{self, Output, stdout},
     signals::Interrupt,
 };
 
@@ -51,7 +52,7 @@ pub fn run() -> ExitCode {
         Err(error) => return not_understood(&error),
     };
     let output = Output { json: cli.global.json, verbose: cli.global.verbose };
-    log::start(output);
+    output::log::start(output);
     match Interrupt::listen() {
         Ok(interrupt) => {
             let context = Context { global: cli.global, output, interrupt };
@@ -107,6 +108,7 @@ fn dispatch(context: &Context, command: &Command) -> Outcome {
         Command::Backup(args) => backup::run(context, args),
         Command::List(args) => list::run(context, args),
         Command::Coverage(args) => coverage::run(context, args),
+        Command::Log(args) => log::run(context, args),
         Command::Restore(args) => restore::run(context, args),
         Command::Show(args) => show::run(context, args),
         Command::Check(args) => check::run(context, args),

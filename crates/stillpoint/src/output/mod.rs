@@ -10,6 +10,7 @@ pub mod backup;
 pub mod backups;
 pub mod coverage;
 pub mod log;
+pub mod logs;
 pub mod plan;
 pub mod recovery;
 pub mod retention;

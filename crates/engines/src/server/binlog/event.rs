@@ -8,7 +8,10 @@
 
 use std::fmt;
 
-use model::gtid::{Domain, Gtid, GtidState};
+use model::{
+    gtid::{Domain, Gtid, GtidState},
+    server::Flavor,
+};
 
 /// How a file of the log begins.
 pub const MAGIC: [u8; 4] = *b"\xfebin";
@@ -356,6 +359,12 @@ impl Format {
             return Err(Wrong::Checksum);
         }
         Ok(format)
+    }
+
+    /// Whose server wrote it.
+    #[must_use]
+    pub fn flavor(&self) -> Flavor {
+        if self.version.contains("MariaDB") { Flavor::MariaDb } else { Flavor::MySql }
     }
 
     /// For the beginning of a segment that does not begin where its file does: the same description without the time of

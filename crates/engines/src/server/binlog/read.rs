@@ -8,11 +8,11 @@ use jiff::Timestamp;
 use model::{
     gtid::{Gtid, GtidState},
     logs::{LogPlace, SegmentHead, Span, WholePart},
-    server::{BinlogPosition, Flavor},
+    server::BinlogPosition,
 };
 
 use super::{
-    event::{Event, Format, HEADER, Header, MAGIC, Wrong},
+    event::{Body, Event, Format, HEADER, Header, MAGIC, Wrong},
     group::{Grouper, Part},
 };
 
@@ -61,7 +61,7 @@ impl<R: Read> Events<R> {
                 return Ok(None);
             }
         };
-        if let super::event::Body::Format(format) = &event.body {
+        if let Body::Format(format) = &event.body {
             self.format = Some(format.clone());
         }
         let at = self.at;
@@ -204,18 +204,22 @@ pub fn time_of(seconds: u32) -> Timestamp {
 ///
 /// # Errors
 /// If it cannot be read.
-pub fn whole(flavor: Flavor, head: &SegmentHead, segment: &mut dyn Read) -> io::Result<WholePart> {
+pub fn whole(head: &SegmentHead, segment: &mut dyn Read) -> io::Result<WholePart> {
     let LogPlace::Binlog(from) = &head.from else {
         return Err(io::Error::other("the segment is none of a binary log"));
     };
-    let mut gtids = head.gtid_state.as_ref().and_then(|text| GtidState::parse(flavor, text));
+    let mut gtids = None;
     let mut events = Events::open(segment)?;
     let mut grouper = Grouper::default();
     let (mut end, mut transactions, mut commits) = (0, 0, None::<Span>);
     while let Some((_, event)) = events.next_event()? {
         let (part, ended) = grouper.take(&event);
-        if let super::event::Body::State(state) = &event.body {
-            gtids.clone_from(state);
+        match &event.body {
+            Body::Format(format) => {
+                gtids = head.gtid_state.as_ref().and_then(|text| GtidState::parse(format.flavor(), text));
+            }
+            Body::State(state) => gtids.clone_from(state),
+            _ => {}
         }
         if let Some(ended) = &ended {
             transactions += 1;

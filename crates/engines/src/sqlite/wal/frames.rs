@@ -16,6 +16,9 @@ pub(super) const FRAME_HEADER: u64 = 24;
 /// The last bit says in which order the words of a page are summed up.
 const MAGIC: u32 = 0x377f_0682;
 
+/// Salts and checksum of a frame.
+type Slot = ((u32, u32), (u32, u32));
+
 /// How the log in a file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LogHeader {
@@ -78,18 +81,43 @@ impl LogHeader {
         LOG_HEADER + (frame - 1) * (FRAME_HEADER + u64::from(self.page_size))
     }
 
-    /// The checksum that frame number `frame` claims, if it belongs to this log.
+    /// Salts and checksum that stand in a frame, of this log or of one before; nothing if the file ends before it.
+    fn slot(&self, log: &File, frame: u64) -> io::Result<Option<Slot>> {
+        let mut head = [0; FRAME_HEADER as usize];
+        match log.read_exact_at(&mut head, self.offset(frame)) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            read => read.map(|()| {
+                Some(((word(&head[8..]), word(&head[12..])), (word(&head[16..]), word(&head[20..]))))
+            }),
+        }
+    }
+
+    /// Whether this is the log of `place`, and the frame at which that ends is the same.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn claimed(&self, log: &File, frame: u64) -> Result<Option<(u32, u32)>, Unreadable> {
-        if frame == 0 {
-            return Ok(Some(self.checksum));
+    pub fn has(&self, log: &File, place: &WalPosition) -> io::Result<bool> {
+        let there = self.salts == place.salts;
+        Ok(there && (place.frame == 0 || self.slot(log, place.frame)? == Some((place.salts, place.checksum))))
+    }
+
+    /// Whether the log, which is committed up to frame `end`, came directly after one that ended exactly at `place`.
+    ///
+    /// Whoever begins a log anew counts its first salt up by one. Frames are written in order over those of the log before;
+    /// so while its frame at `place` is still there, one that had followed it would be there too.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn follows(&self, log: &File, place: &WalPosition, end: u64) -> io::Result<bool> {
+        if place.frame == 0 || end >= place.frame || self.salts.0 != place.salts.0.wrapping_add(1) {
+            return Ok(false);
         }
-        let mut head = [0; FRAME_HEADER as usize];
-        log.read_exact_at(&mut head, self.offset(frame))?;
-        let ours = (word(&head[8..]), word(&head[12..])) == self.salts;
-        Ok(ours.then(|| (word(&head[16..]), word(&head[20..]))))
+        let is_there = self.slot(log, place.frame)? == Some((place.salts, place.checksum));
+        let was_last = match self.slot(log, place.frame + 1)? {
+            Some((salts, _)) => salts != place.salts,
+            None => log.metadata()?.len() == self.offset(place.frame + 1),
+        };
+        Ok(is_there && was_last)
     }
 
     /// The next transaction after `from` that ends at or before frame `end`.

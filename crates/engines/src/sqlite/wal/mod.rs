@@ -16,7 +16,8 @@
 //!
 //! So between two looks the log is begun anew at most once with content, and all of the one before is captured: another salt
 //! means the next *generation* of the same epoch, not a hole. After a start there was no read transaction, so only a log
-//! that has our last frame, with its checksum, goes on; anything else is a hole, and a new base is copied at once.
+//! that has our last frame, with its checksum, goes on, or one that shows that it came directly after it
+//! ([`frames`]); anything else is a hole, and a new base is copied at once.
 //!
 //! **What is committed** is what the wal-index says ([`index`]), never what merely lies in the log.
 //!

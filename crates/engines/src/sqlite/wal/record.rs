@@ -241,6 +241,21 @@ mod tests {
         bytes
     }
 
+    /// Records like this one lie in archives: it is read for ever.
+    #[test]
+    fn a_frozen_head_is_read() {
+        let frozen = "434f4d5417979cfe3d85cd150000000000000002000000030000000400000000000000020000000500000006000002000000000700000001";
+        let bytes = record(2);
+        let head: String = bytes[..56].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(head, frozen);
+    }
+
+    #[test]
+    fn a_frozen_segment_is_read() {
+        let frozen: &[u8] = include_bytes!("../../../testdata/wal-1.seg");
+        assert_eq!(frozen, [SEGMENT_LEAD.to_vec(), record(2), record(3)].concat());
+    }
+
     #[test]
     fn what_is_whole_of_a_segment_ends_at_a_torn_or_wrong_record() {
         let from =

@@ -37,6 +37,8 @@ use crate::sqlite::{
 const POLL: Duration = Duration::from_millis(20);
 /// How often it is told that nothing is new, and looked whether the files are still there.
 const IDLE: Duration = Duration::from_millis(250);
+/// Writers wait for no more frames than these.
+const SHORT_TAIL: u64 = 1000;
 /// How often a snapshot whose place is known is tried before the writers are held back for it.
 const TRIES: u32 = 50;
 
@@ -141,43 +143,48 @@ impl Role {
     /// Finds out whether the log goes on from where the archive is.
     fn start(&mut self, resume: Option<WalPosition>) -> Result<(), Stop> {
         let Some(place) = resume else { return self.stand(None, String::new()) };
+        self.place = place;
         // While writers wait, a log that is folded in already is not begun anew under our eyes.
-        self.keeper.hold_writers()?;
+        if self.is_tail_short() {
+            self.keeper.hold_writers()?;
+        }
         match self.goes_on(&place)? {
             Ok(()) => {
-                self.place = place;
                 say(&Reply::Continues)?;
                 self.advance()?;
-                self.keeper.release_writers()?;
-                Ok(())
+                Ok(self.keeper.release_writers()?)
             }
-            Err(detail) => {
+            Err((cause, detail)) => {
                 self.keeper.release_writers()?;
-                self.stand(Some(HoleCause::WalReset), detail)
+                self.stand(Some(cause), detail)
             }
         }
     }
 
-    fn goes_on(&self, place: &WalPosition) -> Result<Result<(), String>, Stop> {
-        let Some(index) = self.readers.index() else { return Ok(Err("its index cannot be read".into())) };
-        if index.salts != place.salts || place.salts == (0, 0) {
-            return Ok(Err("another log was begun meanwhile".into()));
-        }
-        if index.frames < place.frame {
-            return Ok(Err(format!("the log ends at frame {}, before {}", index.frames, place.frame)));
-        }
-        if index.frames == 0 {
-            return Ok(Ok(()));
-        }
-        let header = frames::header(&self.log)?.filter(|header| header.salts == place.salts);
-        let claimed = match header {
-            Some(header) => header.claimed(&self.log, place.frame)?,
-            None => None,
+    fn goes_on(&self, place: &WalPosition) -> Result<Result<(), (HoleCause, String)>, Stop> {
+        let Some(index) = self.readers.index() else {
+            return Ok(Err((HoleCause::WalReset, "its index cannot be read".into())));
         };
-        Ok(match claimed {
-            Some(claimed) if place.frame == 0 || claimed == place.checksum => Ok(()),
-            _ => Err(format!("frame {} of the log is another one than was captured", place.frame)),
-        })
+        let header = frames::header(&self.log)?.filter(|header| header.salts == index.salts);
+        if index.salts != place.salts || place.salts == (0, 0) {
+            let follows = match header {
+                Some(header) => header.follows(&self.log, place, index.frames)?,
+                None => false,
+            };
+            let hole = (HoleCause::WalReset, "another log was begun meanwhile".to_owned());
+            return Ok(if follows { Ok(()) } else { Err(hole) });
+        }
+        // The machine has crashed, and the application had not synced what it had committed.
+        if index.frames < place.frame {
+            let detail = format!("the log ends at frame {}, before {}", index.frames, place.frame);
+            return Ok(Err((HoleCause::Diverged, detail)));
+        }
+        let has = match header {
+            Some(header) => header.has(&self.log, place)?,
+            None => place.frame == 0,
+        };
+        let other = format!("frame {} of the log is another one than was captured", place.frame);
+        Ok(if has { Ok(()) } else { Err((HoleCause::Diverged, other)) })
     }
 
     /// Makes the newest read transaction one whose place in the log is known, says so, and makes a copy of what it sees.
@@ -305,12 +312,20 @@ impl Role {
             // Read lock 0: from now on a writer may begin the log anew.
             self.advance()?;
         } else if self.keeper.may_hold(&index) && self.keeper.hold_writers()? {
-            let done = self.fold_the_rest();
+            let done = if self.is_tail_short() { Some(self.fold_the_rest()) } else { None };
             self.keeper.release_writers()?;
-            others_read = !done?;
+            others_read = matches!(done.transpose()?, Some(false));
         }
         self.keeper.tried(others_read);
         Ok(())
+    }
+
+    /// Whether so little is not told yet that writers may wait for it.
+    fn is_tail_short(&self) -> bool {
+        self.readers.index().is_some_and(|index| {
+            let told = if index.salts == self.place.salts { self.place.frame } else { 0 };
+            index.frames.saturating_sub(told) <= SHORT_TAIL
+        })
     }
 
     fn fold_the_rest(&mut self) -> Result<bool, Stop> {

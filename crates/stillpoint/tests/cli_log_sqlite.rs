@@ -1,0 +1,118 @@
+//! `stillpoint log` for an SQLite database: killed, started again, stopped; then every row is in the archive, once.
+
+mod common;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Child,
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{Site, make_guestbook, start};
+use engines::sqlite::wal::replay;
+use jiff::Timestamp;
+use model::{id::SourceId, logs::LogStatus};
+use rusqlite::Connection;
+use rustix::process::{Pid, Signal, kill_process};
+use vault::logs::Spool;
+
+fn status(dir: &Path) -> Option<LogStatus> {
+    serde_json::from_slice(&fs::read(dir.join("status.json")).ok()?).ok()
+}
+
+fn wait_until_caught_up(dir: &Path) -> LogStatus {
+    let now = Timestamp::now();
+    let asked = Instant::now();
+    loop {
+        match status(dir) {
+            Some(status) if status.caught_up_at.is_some_and(|at| at > now) => return status,
+            found => assert!(asked.elapsed() < Duration::from_secs(60), "it does not catch up: {found:?}"),
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+fn epochs(dir: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    all.retain(|path| path.join("epoch.json").exists());
+    all.sort();
+    all
+}
+
+fn segments(epoch: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = fs::read_dir(epoch).unwrap().map(|entry| entry.unwrap().path()).collect();
+    all.retain(|path| path.extension().is_some_and(|ending| ending == "seg" || ending == "open"));
+    all.sort();
+    all
+}
+
+fn sign(database: &Connection, messages: std::ops::Range<u32>) {
+    for message in messages {
+        database.execute("INSERT INTO entry VALUES (?1, 0, 'signed', ?1, '')", [message]).unwrap();
+    }
+}
+
+fn signed(database: &Path) -> Vec<u32> {
+    let open = Connection::open(database).unwrap();
+    let mut statement = open.prepare("SELECT id FROM entry ORDER BY id").unwrap();
+    statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
+}
+
+#[test]
+fn every_row_is_in_the_archive_once() {
+    let site = Site::new();
+    make_guestbook(&site.database());
+    site.init(&site.sources());
+    let source = SourceId::new("sqlite", site.database().display());
+    let dir = Spool::open(&site.repository().with_file_name("logs")).source_dir(&source);
+    let database = Connection::open(site.database()).unwrap();
+    sign(&database, 0..10);
+
+    let mut archive = start(site.command(["log", "guestbook"]));
+    wait_until_caught_up(&dir);
+    sign(&database, 10..200);
+    let before = Timestamp::now();
+    sign(&database, 200..400);
+    wait_until_caught_up(&dir);
+    signal(&archive, Signal::KILL);
+    archive.wait().unwrap();
+    sign(&database, 400..450);
+
+    let mut archive = start(site.command(["log", "guestbook"]));
+    wait_until_caught_up(&dir);
+    sign(&database, 450..500);
+    let told = wait_until_caught_up(&dir);
+    assert!(told.trouble.is_none() && told.max_lag_s < 30.0, "{told:?}");
+    signal(&archive, Signal::INT);
+    assert!(archive.wait().unwrap().success());
+
+    let all = epochs(&dir);
+    assert_eq!(all.len(), 1, "{all:?}");
+    let base = all[0].join("base.db");
+    assert_eq!(fs::metadata(&base).unwrap().permissions().mode() & 0o777, 0o600);
+    let to = site.root().join("whole.db");
+    replay(&base, &segments(&all[0]), Timestamp::MAX, &to).unwrap();
+    assert_eq!(signed(&to), (0..500).collect::<Vec<_>>());
+    let to = site.root().join("before.db");
+    replay(&base, &segments(&all[0]), before, &to).unwrap();
+    // What was committed shortly before may have been captured shortly after.
+    let some = signed(&to);
+    assert!(some.len() >= 10 && some.len() <= 200, "{}", some.len());
+    assert_eq!(some, (0..u32::try_from(some.len()).unwrap()).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_rollback_journal_is_refused_with_its_remedy() {
+    let site = Site::new();
+    Connection::open(site.database()).unwrap().execute_batch("CREATE TABLE t (a)").unwrap();
+    site.init(&site.sources());
+    site.run(["log", "guestbook"]).expect_status(1).expect_text("PRAGMA journal_mode=WAL");
+}
