@@ -37,11 +37,11 @@ const STATE: &str = "SELECT concat_ws('|', \
     (SELECT count(*) FROM mysql.user WHERE user LIKE 'made%'), \
     (SELECT count(*) FROM mysql.event))";
 
-struct BinlogTail(Flavor);
+struct BinlogTail;
 
 impl Tail for BinlogTail {
     fn whole(&self, head: &SegmentHead, segment: &mut dyn std::io::Read) -> std::io::Result<WholePart> {
-        whole(self.0, head, segment)
+        whole(head, segment)
     }
 }
 
@@ -190,8 +190,7 @@ impl Scene {
     /// The server's own files as an archive holds them, in segments of a few transactions.
     fn archive(&self, each: u64) {
         let source = self.source();
-        let mut writer =
-            self.spool().writer(&source, LogKind::Binlog, Box::new(BinlogTail(Flavor::MariaDb))).unwrap();
+        let mut writer = self.spool().writer(&source, LogKind::Binlog, Box::new(BinlogTail)).unwrap();
         let epoch = EpochId::at(Timestamp::now(), [1, 2, 3]);
         let version = ServerVersion { flavor: Flavor::MariaDb, number: (10, 11, 0), text: "10.11".into() };
         let index = fs::read_to_string(self.server.datadir().join("binlog.index")).unwrap();

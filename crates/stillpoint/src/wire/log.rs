@@ -1,11 +1,15 @@
-//! The log archive, wired: one thread for each database of the application, and this one, which tells what changes.
+//! The log archive, wired: one thread for each database of the application, one that stores what they wrote in the
+//! repository, and this one, which tells what changes.
 //!
 //! Crash story: threads share nothing but the wish to stop; each has the files of its source locked. One that fails for good
 //! ends alone, and is the failure of the command when that ends.
 
 use std::{
     path::PathBuf,
-    sync::mpsc::{self, RecvTimeoutError, Sender},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Sender},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -24,7 +28,7 @@ use orchestrate::ship::{Report, Settings, Ship};
 use os::clock::SystemClock;
 use vault::logs::{Spool, Tail};
 
-use super::{inventory, log_sqlite, password, run::Run};
+use super::{inventory, log_keep::Keeper, log_sqlite, password, run::Run};
 use crate::{
     commands::Context,
     exit::{Fault, Outcome},
@@ -78,6 +82,10 @@ pub fn run(context: &Context, inventory: &Inventory, application: &Application) 
         let what = format!("{} has no database whose log is archived", application.name);
         return Err(Fault::usage(what, "`stillpoint log` is for servers and SQLite databases"));
     }
+    let password = password::read(inventory)?;
+    let run = Run::begin(context, inventory, &password)?;
+    let mut keeper = Keeper::new(&run, application, store_every(application));
+    let (running, over) = (tasks.len() + files.len(), AtomicBool::new(false));
     let failed = thread::scope(|scope| {
         let (tell, told) = mpsc::channel();
         for task in tasks {
@@ -95,29 +103,52 @@ pub fn run(context: &Context, inventory: &Inventory, application: &Application) 
                 let _ = tell.send((source, Event::Ended(ended)));
             });
         }
-        drop(tell);
-        listen(context, &told)
-    })?;
-    failed.map_or(Ok(()), |failure| Err(failure.into()))
+        let over = &over;
+        scope.spawn(move || {
+            let trouble = |failure: &Failure| {
+                let report = Report::Trouble(format!("not stored: {}", failure.in_full()));
+                let _ = tell.send((SourceId::new("repository", &application.name), Event::Report(report)));
+            };
+            keeper.keep(&|| over.load(Ordering::Relaxed), &trouble);
+        });
+        listen(context, &told, running, over)
+    });
+    let ended = run.end();
+    failed?.map_or(Ok(()), |failure| Err(failure.into())).and(ended.map_err(Fault::from))
 }
 
-/// Tells what changes until all have ended; returns the first failure for good.
-fn listen(context: &Context, told: &mpsc::Receiver<(SourceId, Event)>) -> Outcome<Option<Failure>> {
-    const LOOK: Duration = Duration::from_secs(1);
-    let mut failed = None;
+/// How often what came goes into the repository: as often as the most demanding of its servers wants.
+fn store_every(application: &Application) -> Duration {
+    const EVERY: Duration = Duration::from_secs(60);
+    let wanted = application.databases.iter().filter_map(|database| match database {
+        Database::Server(server) => Some(server.archive.store_every),
+        Database::Sqlite { .. } => None,
+    });
+    wanted.min().unwrap_or(EVERY)
+}
+
+/// Tells what changes until nobody is left who could; says when all sources have ended, and returns the first
+/// failure for good.
+fn listen(
+    context: &Context,
+    told: &mpsc::Receiver<(SourceId, Event)>,
+    mut running: usize,
+    over: &AtomicBool,
+) -> Outcome<Option<Failure>> {
+    let (mut failed, mut wrong) = (None, None);
     let mut line = Line::default();
-    loop {
-        match told.recv_timeout(LOOK) {
-            Ok((source, event)) => {
-                line.tell(context.output, &source, &event)?;
-                if let Event::Ended(Err(failure)) = event {
-                    failed = failed.or(Some(failure));
-                }
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Ok(failed),
+    for (source, event) in told {
+        // Standard output that is gone ends nobody: the archive goes on.
+        wrong = line.tell(context.output, &source, &event).err().or(wrong);
+        if let Event::Ended(ended) = event {
+            failed = failed.or(ended.err());
+            running -= 1;
+        }
+        if running == 0 {
+            over.store(true, Ordering::Relaxed);
         }
     }
+    wrong.map_or(Ok(failed), |wrong| Err(wrong.into()))
 }
 
 struct Task {

@@ -14,8 +14,6 @@ use vault::{history, repository::Repository};
 
 use super::{log_store, run::Run};
 
-/// How often the archive is stored.
-const INTERVAL: Duration = Duration::from_secs(60);
 /// How often a line is written to the history.
 const HISTORY: Duration = Duration::from_secs(3600);
 /// When it is stored first.
@@ -27,18 +25,19 @@ const LOOK: Duration = Duration::from_millis(200);
 pub struct Keeper<'a> {
     run: &'a Run<'a>,
     application: &'a Application,
+    every: Duration,
     repository: Option<Repository>,
     last_line: Option<Instant>,
 }
 
 impl<'a> Keeper<'a> {
-    /// For an application whose archive is written by this process.
+    /// For an application whose archive is written by this process and stored this often.
     #[must_use]
-    pub fn new(run: &'a Run<'a>, application: &'a Application) -> Self {
-        Self { run, application, repository: None, last_line: None }
+    pub fn new(run: &'a Run<'a>, application: &'a Application, every: Duration) -> Self {
+        Self { run, application, every, repository: None, last_line: None }
     }
 
-    /// Stores every [`INTERVAL`] until somebody asks to stop, and a last time then. `tell` hears of what goes wrong; the
+    /// Stores at its interval until somebody asks to stop, and a last time then. `tell` hears of what goes wrong; the
     /// archive goes on.
     pub fn keep(&mut self, is_stopped: &dyn Fn() -> bool, tell: &dyn Fn(&Failure)) {
         let mut told = String::new();
@@ -49,7 +48,7 @@ impl<'a> Keeper<'a> {
             if Instant::now() < due {
                 continue;
             }
-            due = Instant::now() + INTERVAL;
+            due = Instant::now() + self.every;
             let turn = self.turn(false);
             self.heed(turn, &mut told, tell);
         }

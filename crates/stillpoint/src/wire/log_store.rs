@@ -5,26 +5,24 @@
 //! so that a stop in between is found by the next plan. Nothing here is in the way of the archive's writer: it takes no lock
 //! of the spool.
 
-use engines::server::binlog::read;
 use jiff::SignedDuration;
 use model::{
     id::{EpochId, SourceId},
-    inventory::{Application, Database},
-    logs::{LogKind, LogStatus, SegmentHead, WholePart},
+    inventory::Application,
+    logs::LogStatus,
     logs_retention::{self, Anchor, LogsPlan, spool_surplus},
     logs_store::LogsRecord,
     port::{Failure, Shelf},
     problem::Problem,
     retention::RetentionPlan,
-    server::Flavor,
 };
 use serde::Serialize;
 use vault::{
-    logs::{Catalogue, SourceLog, Spool, Tail},
+    logs::{Catalogue, SourceLog, Spool},
     repository::{LogOwner, Repository},
 };
 
-use super::run::Run;
+use super::{log::tail, run::Run};
 
 /// How long segments stay in the spool although the repository has them, for restores without reading it.
 const LOCAL: SignedDuration = SignedDuration::from_hours(48);
@@ -32,7 +30,7 @@ const LOCAL: SignedDuration = SignedDuration::from_hours(48);
 /// The spool of an application.
 #[must_use]
 pub fn spool(run: &Run<'_>, application: &Application) -> Spool {
-    Spool::open(&run.inventory.place(application).join("logs"))
+    super::log::spool(run.inventory, application)
 }
 
 /// Stores what the spool holds, and gives back the space of what was stored long ago. What is missing of the archive is the
@@ -49,7 +47,7 @@ pub fn store(
     if !spool.exists() {
         return Ok(Vec::new());
     }
-    let catalogue = catalogue(application, &spool)?;
+    let catalogue = catalogue(&spool)?;
     let owner = owner(run, application);
     let stored = repository.store_logs(&owner, &catalogue, &LogsPlan::default()).map_err(Failure::from)?;
     let mut problems = stored.problems;
@@ -64,42 +62,8 @@ fn owner(run: &Run<'_>, application: &Application) -> LogOwner {
     LogOwner { application: application.name.clone(), server: run.inventory.server.clone() }
 }
 
-fn catalogue(application: &Application, spool: &Spool) -> Result<Catalogue, Failure> {
-    let flavor = flavor(application);
-    Ok(spool.catalogue(&move |kind| tail(kind, flavor))?)
-}
-
-fn flavor(application: &Application) -> Flavor {
-    let servers = application.databases.iter().filter_map(|database| match database {
-        Database::Server(server) => Some(server.access.flavor),
-        Database::Sqlite { .. } => None,
-    });
-    servers.into_iter().next().unwrap_or(Flavor::MariaDb)
-}
-
-/// How segments are read whose sidecar is not there yet.
-fn tail(kind: LogKind, flavor: Flavor) -> Box<dyn Tail> {
-    match kind {
-        LogKind::Binlog => Box::new(BinlogTail(flavor)),
-        LogKind::SqliteWal => Box::new(NoTail),
-    }
-}
-
-struct BinlogTail(Flavor);
-
-impl Tail for BinlogTail {
-    fn whole(&self, head: &SegmentHead, segment: &mut dyn std::io::Read) -> std::io::Result<WholePart> {
-        read::whole(self.0, head, segment)
-    }
-}
-
-/// Closed segments are described by their sidecars; an open one is told as damaged.
-struct NoTail;
-
-impl Tail for NoTail {
-    fn whole(&self, _: &SegmentHead, _: &mut dyn std::io::Read) -> std::io::Result<WholePart> {
-        Err(std::io::Error::other("segments of this kind are not read by this version"))
-    }
+fn catalogue(spool: &Spool) -> Result<Catalogue, Failure> {
+    Ok(spool.catalogue(&tail)?)
 }
 
 fn is_closed(log: &SourceLog, epoch: &EpochId, number: u64) -> bool {

@@ -8,11 +8,10 @@ pub mod drivers;
 pub mod history;
 pub mod inventory;
 pub mod lock;
-#[allow(dead_code, reason = "`stillpoint log` begins it")]
-pub mod log_keep;
-pub mod log_store;
 pub mod log;
+pub mod log_keep;
 pub mod log_sqlite;
+pub mod log_store;
 pub mod logbook;
 pub mod open;
 pub mod password;

@@ -3,28 +3,22 @@
 //! Crash story: reads only, while the archive goes on. What is fetched from the repository lies in a journalled staging
 //! directory, which goes with [`Archive`].
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Read},
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
-use engines::{server::binlog, sqlite::wal::whole_of};
 use model::{
     id::{EpochId, SourceId},
     inventory::{Application, Database},
-    logs::{Epoch, LogKind, LogStatus, SegmentHead, WholePart},
+    logs::{Epoch, LogKind, LogStatus},
     logs_store::{Whence, unite},
     port::{Failure, FailureKind},
-    server::Flavor,
 };
 use os::staging::Staging;
 use vault::{
-    logs::{Catalogue, SourceLog, Tail},
+    logs::{Catalogue, SourceLog},
     repository::Repository,
 };
 
-use crate::wire::{log_store::spool, restore::staging, run::Run};
+use crate::wire::{log::tail, log_store::spool, restore::staging, run::Run};
 
 /// What an application's archive holds.
 pub struct Archive<'a> {
@@ -60,9 +54,7 @@ impl<'a> Archive<'a> {
         application: &Application,
         repository: &'a mut Repository,
     ) -> Result<Self, Failure> {
-        let flavor = flavor(application);
-        let local =
-            spool(run, application).catalogue(&|kind| Box::new(Reader { kind, flavor }) as Box<dyn Tail>)?;
+        let local = spool(run, application).catalogue(&tail)?;
         let stored = repository.log_catalogue().map_err(Failure::from)?;
         let stored = stored.map(|stored| stored.catalogue).unwrap_or_default();
         let staging = staging(run, "logs")?;
@@ -163,27 +155,4 @@ pub fn databases(application: &Application) -> impl Iterator<Item = SourceId> {
         Database::Sqlite { path } => SourceId::new("sqlite", model::pathtext::show(path)),
         Database::Server(server) => server.id(),
     })
-}
-
-fn flavor(application: &Application) -> Flavor {
-    let mut flavors = application.databases.iter().filter_map(|database| match database {
-        Database::Server(server) => Some(server.access.flavor),
-        Database::Sqlite { .. } => None,
-    });
-    flavors.next().unwrap_or(Flavor::MariaDb)
-}
-
-/// Describes a segment that has no sidecar yet.
-struct Reader {
-    kind: LogKind,
-    flavor: Flavor,
-}
-
-impl Tail for Reader {
-    fn whole(&self, head: &SegmentHead, segment: &mut dyn Read) -> io::Result<WholePart> {
-        match self.kind {
-            LogKind::Binlog => binlog::whole(self.flavor, head, segment),
-            LogKind::SqliteWal => whole_of(head, segment),
-        }
-    }
 }
