@@ -17,7 +17,7 @@ use super::{log_store, run::Run};
 /// How often a line is written to the history.
 const HISTORY: Duration = Duration::from_secs(3600);
 /// When it is stored first.
-const FIRST: Duration = Duration::from_secs(3);
+const FIRST: Duration = Duration::from_secs(10);
 /// How often is looked whether somebody asked to stop.
 const LOOK: Duration = Duration::from_millis(200);
 

@@ -44,13 +44,9 @@ pub(crate) struct BlobRecord {
     tpe: BlobType,
     offset: u32,
     length: u32,
-    #[serde(default, skip_serializing_if = "is_zero")]
-    uncompressed_length: u32,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
-fn is_zero(n: &u32) -> bool {
-    *n == 0
+    /// Absent where it is not compressed; rustic_core writes `null` there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    uncompressed_length: Option<u32>,
 }
 
 impl PackRecord {
@@ -60,14 +56,17 @@ impl PackRecord {
             tpe,
             offset: spot.offset,
             length: spot.length,
-            uncompressed_length: spot.raw,
+            uncompressed_length: (spot.raw > 0).then_some(spot.raw),
         });
         Self { id: pack, blobs: blobs.collect() }
     }
 
     /// Its blobs.
     pub(crate) fn blobs(&self) -> Vec<(BlobType, Name, Spot)> {
-        let spot = |b: &BlobRecord| Spot { offset: b.offset, length: b.length, raw: b.uncompressed_length };
+        let spot = |b: &BlobRecord| {
+            let raw = b.uncompressed_length.unwrap_or(0);
+            Spot { offset: b.offset, length: b.length, raw }
+        };
         self.blobs.iter().map(|blob| (blob.tpe, blob.id, spot(blob))).collect()
     }
 }
@@ -130,6 +129,10 @@ mod tests {
         );
         assert!(json.contains("\"length\":100}"), "{json}");
         let again: rustic_core::repofile::IndexFile = serde_json::from_str(&json).unwrap();
+        // What rustic_core's prune writes, with `null` where there is nothing to say.
+        let pruned: IndexContent = serde_json::from_str(&serde_json::to_string(&again).unwrap()).unwrap();
+        assert_eq!(pruned.packs[0].blobs()[0].2.raw, 0);
+        assert_eq!(pruned.packs[0].blobs()[1].2.raw, 99);
         assert_eq!(again.packs[0].blobs.len(), 2);
         let again: IndexContent = serde_json::from_str(&json).unwrap();
         assert_eq!(again.packs[0].blobs(), blobs);
