@@ -29,9 +29,11 @@ fn every_sample_has_its_test() {
         "backup-record-1.json",
         "cut-record-1-server.json",
         "cut-record-1.json",
-        "history-1", // in src/history.rs
+        "history-1",     // in src/history.rs
+        "history-log-1", // in src/history_log.rs
         "inventory-1.toml",
         "inventory-2.toml",
+        "logs-record-1.json", // in src/logs_store/tests.rs
     ];
     assert_eq!(names, tested.map(String::from).into());
 }

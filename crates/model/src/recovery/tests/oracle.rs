@@ -61,12 +61,14 @@ impl Log {
         epoch
     }
 
-    /// The clock never ran ahead of a copy: its time is that of the latest transaction before it.
+    /// The clock never ran ahead of a copy: it was made within the second of the latest transaction before it.
     fn copies(&self) -> Vec<Base> {
         let one = |(number, index): (usize, &usize)| {
             let index = index % (self.times.len() + 1);
             let time = self.times[..index].iter().max().copied().unwrap_or(0);
-            base(number, time, place(1, offset(index)))
+            let mut copy = base(number, time, place(1, offset(index)));
+            copy.time += SignedDuration::from_millis(500);
+            copy
         };
         self.bases.iter().enumerate().map(one).collect()
     }
