@@ -121,8 +121,9 @@ pub fn intervals(runs: &[Run<'_>], bases: &[Base], caught_up_at: Option<Timestam
     let last = runs.len().saturating_sub(1);
     let of = |(index, run): (usize, &Run<'_>)| {
         let from = bases.iter().filter(|base| index_in(run, base).is_some()).map(|base| base.time).min()?;
-        let caught_up = caught_up_at.filter(|_| index == last);
-        let to = run.latest().max(caught_up).unwrap_or(from).max(from);
+        let caught_up = caught_up_at.filter(|_| index == last && !run.has_damaged_end());
+        // A copy that is younger than all of its run reaches no moment of it.
+        let to = run.latest().max(caught_up).filter(|to| *to >= from)?;
         Some(Interval { from, to })
     };
     runs.iter().enumerate().filter_map(of).collect()

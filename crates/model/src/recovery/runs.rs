@@ -47,6 +47,16 @@ impl Run<'_> {
         self.pieces.iter().filter_map(|piece| Some(piece.segment.commits?.last)).max()
     }
 
+    /// Whether the last epoch has more of the log, which is damaged: what the archive says of itself is then not true of
+    /// this run.
+    #[must_use]
+    pub fn has_damaged_end(&self) -> bool {
+        let Some(epoch) = self.epochs.last() else { return false };
+        let mine = self.pieces.iter().filter(|piece| piece.epoch.record.epoch == epoch.record.epoch);
+        let last = mine.map(|piece| piece.segment.number).max();
+        epoch.damaged.iter().any(|(number, _)| last.is_none_or(|last| *number > last))
+    }
+
     /// Where it ends.
     #[must_use]
     pub fn end(&self) -> Option<(&EpochId, &LogPlace)> {
