@@ -1,0 +1,288 @@
+//! `stillpoint log` following a real MariaDB server: archive and server are killed again and again under load, and at the end the
+//! segments, put together, are the server's own files. As root.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Cursor,
+    process::Child,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use common::{Site, count, seed, start};
+use engines::server::binlog::{MAGIC, Transactions, whole};
+use jiff::Timestamp;
+use model::{
+    id::SourceId,
+    logs::{Epoch, LogKind, LogPlace, LogStatus, SegmentHead, WholePart},
+};
+use mysql::{Conn, Opts, prelude::Queryable};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use rustix::process::{Pid, Signal, kill_process};
+use testkit::server::PrivateServer;
+use vault::logs::{SourceLog, Spool, Tail};
+
+struct BinlogTail;
+
+impl Tail for BinlogTail {
+    fn whole(&self, head: &SegmentHead, segment: &mut dyn std::io::Read) -> std::io::Result<WholePart> {
+        whole(head, segment)
+    }
+}
+
+struct Scene {
+    site: Site,
+    server: PrivateServer,
+}
+
+impl Scene {
+    fn new(options: &[&str], archive: &str) -> Self {
+        let mut builder = PrivateServer::builder().option("--sync-binlog=1");
+        for option in options {
+            builder = builder.option(*option);
+        }
+        let server = builder.start();
+        server.run(["CREATE DATABASE app", "CREATE TABLE app.t (n BIGINT PRIMARY KEY, v MEDIUMBLOB)"]);
+        let site = Site::new();
+        site.init(&format!(
+            "[[application.database]]\nengine = \"mariadb\"\nsocket = \"{}\"\nuser = \"root\"\n{archive}\n",
+            server.socket().display()
+        ));
+        Self { site, server }
+    }
+
+    fn archive(&self) -> Child {
+        start(self.site.command(["log", "guestbook"]))
+    }
+
+    fn log(&self) -> SourceLog {
+        let source = SourceId::new("mariadb", self.server.socket().display());
+        let spool = Spool::open(&self.site.repository().with_file_name("logs"));
+        spool.catalogue(&|_: LogKind| Box::new(BinlogTail)).unwrap().of(&source).unwrap().clone()
+    }
+
+    fn status(&self) -> Option<LogStatus> {
+        let source = SourceId::new("mariadb", self.server.socket().display());
+        let dir = Spool::open(&self.site.repository().with_file_name("logs")).source_dir(&source);
+        serde_json::from_slice(&fs::read(dir.join("status.json")).ok()?).ok()
+    }
+
+    fn wait_until_caught_up(&self) -> LogStatus {
+        let (now, asked) = (Timestamp::now(), Instant::now());
+        loop {
+            match self.status() {
+                Some(status) if status.caught_up_at.is_some_and(|at| at > now) => return status,
+                found => {
+                    assert!(asked.elapsed() < Duration::from_secs(60), "it does not catch up: {found:?}")
+                }
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The server's files, by name.
+    fn files(&self) -> Vec<(String, Vec<u8>)> {
+        let index = fs::read_to_string(self.server.datadir().join("binlog.index")).unwrap();
+        let names = index.lines().map(|line| line.trim_start_matches("./").to_owned());
+        names.map(|name| (name.clone(), fs::read(self.server.datadir().join(name)).unwrap())).collect()
+    }
+}
+
+fn end(mut archive: Child, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(archive.id()).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+    let status = archive.wait().unwrap();
+    assert!(signal == Signal::KILL || status.success(), "{status}");
+}
+
+/// Clients that insert rows until they are stopped; they connect again after a failure.
+struct Load {
+    stop: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(opts: &Opts, seed: u64) -> Self {
+        let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let client = |number: u64| {
+            let (stop, next, opts) = (stop.clone(), next.clone(), opts.clone());
+            thread::spawn(move || {
+                let mut random = StdRng::seed_from_u64(seed + number);
+                let mut conn: Option<Conn> = None;
+                while !stop.load(Ordering::Relaxed) {
+                    let Some(open) = &mut conn else {
+                        conn = Conn::new(opts.clone()).ok();
+                        thread::sleep(Duration::from_millis(5));
+                        continue;
+                    };
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    let size =
+                        if random.random_range(0..50) == 0 { 200_000 } else { random.random_range(1..500) };
+                    let rows = random.random_range(1..4u64);
+                    let sql =
+                        |row| format!("INSERT INTO app.t VALUES ({}, repeat('x', {size}))", n * 10 + row);
+                    let all = (0..rows).map(sql).collect::<Vec<_>>();
+                    let ended = open.query_drop("START TRANSACTION").and_then(|()| {
+                        all.iter()
+                            .try_for_each(|sql| open.query_drop(sql))
+                            .and_then(|()| open.query_drop("COMMIT"))
+                    });
+                    if ended.is_err() {
+                        conn = None;
+                    }
+                }
+            })
+        };
+        let clients = (0..3).map(client).collect();
+        Self { stop, clients }
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.clients.into_iter().for_each(|client| client.join().unwrap());
+    }
+}
+
+/// What the segments say each file of the server holds from its byte 4 on. Every segment begins where the one before ended.
+fn together(log: &SourceLog, epoch: &Epoch) -> BTreeMap<String, Vec<u8>> {
+    let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    for segment in &epoch.segments {
+        let LogPlace::Binlog(from) = &segment.from else { panic!("{segment:?}") };
+        let path = log.segment_path(&epoch.record.epoch, segment.number).unwrap();
+        let bytes = fs::read(path).unwrap();
+        let bytes = &bytes[usize::try_from(segment.lead).unwrap()..usize::try_from(segment.bytes.0).unwrap()];
+        let file = files.entry(from.file.clone()).or_insert_with(|| MAGIC.to_vec());
+        assert_eq!(file.len() as u64, from.offset, "segment {} of {}", segment.number, from.file);
+        file.extend_from_slice(bytes);
+    }
+    files
+}
+
+/// Bytes with the flags of the format description left out: the server clears `LOG_EVENT_BINLOG_IN_USE_F` when it sends it.
+fn without_flags(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[4 + 17..4 + 19].fill(0);
+    bytes
+}
+
+fn transactions(bytes: &[u8]) -> u64 {
+    let mut all = Transactions::open(Cursor::new(bytes)).unwrap();
+    let mut found = 0;
+    while all.next_with(&mut |_, _, _| ()).unwrap().is_some() {
+        found += 1;
+    }
+    found
+}
+
+#[test]
+fn nothing_is_lost_and_nothing_is_there_twice_whoever_is_killed() {
+    let seed = seed();
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut scene = Scene::new(&["--max-binlog-size=400K"], "archive = { segment = \"1MiB\" }");
+    let load = Load::start(&scene.server.opts(), seed);
+    let (kills, server_kills) = (count("STILLPOINT_LOG_KILLS", 8), count("STILLPOINT_LOG_SERVER_KILLS", 2));
+    let each = (kills / server_kills.max(1)).max(1);
+    for kill in 1..=kills {
+        let archive = scene.archive();
+        thread::sleep(Duration::from_millis(random.random_range(100..1500)));
+        end(archive, Signal::KILL);
+        if kill % each == 0 {
+            let archive = scene.archive();
+            thread::sleep(Duration::from_millis(random.random_range(100..1000)));
+            scene.server.kill();
+            scene.server.start();
+            end(archive, Signal::KILL);
+        }
+    }
+    let archive = scene.archive();
+    thread::sleep(Duration::from_secs(1));
+    load.end();
+    scene.wait_until_caught_up();
+    end(archive, Signal::INT);
+
+    let log = scene.log();
+    assert_eq!(log.epochs.len(), 1, "a hole, or a new beginning: {:#?}", log.epochs);
+    assert!(log.epochs[0].damaged.is_empty(), "{:?}", log.epochs[0].damaged);
+    let (archived, files) = (together(&log, &log.epochs[0]), scene.files());
+    let (mut bytes, mut all) = (0, 0);
+    for (name, file) in &files {
+        let held = archived.get(name).unwrap_or_else(|| panic!("{name} is not in the archive"));
+        assert!(held.len() <= file.len(), "{name}: {} bytes in the archive, {} here", held.len(), file.len());
+        // A server that was killed leaves the beginning of an event, which nobody ever gets.
+        assert!(without_flags(held) == without_flags(&file[..held.len()]), "{name} differs");
+        assert_eq!(transactions(held), transactions(file), "{name}");
+        bytes += held.len();
+        all += transactions(held);
+    }
+    let counted: u64 = log.epochs[0].segments.iter().map(|segment| segment.transactions).sum();
+    assert_eq!(counted, all, "counted in the sidecars, and there");
+    println!(
+        "{kills} + {server_kills} kills: {all} transactions, {bytes} bytes in {} files, seed {seed}",
+        files.len()
+    );
+}
+
+#[test]
+fn what_the_server_removed_or_began_anew_is_a_hole_with_its_name() {
+    let scene = Scene::new(&[], "");
+    let archive = scene.archive();
+    scene.wait_until_caught_up();
+    end(archive, Signal::INT);
+    scene.server.run([
+        "INSERT INTO app.t VALUES (1, 'x')",
+        "FLUSH BINARY LOGS",
+        "INSERT INTO app.t VALUES (2, 'x')",
+        "FLUSH BINARY LOGS",
+        "PURGE BINARY LOGS TO 'binlog.000003'",
+    ]);
+    let archive = scene.archive();
+    scene.wait_until_caught_up();
+    end(archive, Signal::INT);
+    scene.site.run(["coverage"]).expect_status(1).expect_text("removed its logs before they were read");
+
+    scene.server.run(["RESET MASTER", "INSERT INTO app.t VALUES (3, 'x')"]);
+    let archive = scene.archive();
+    scene.wait_until_caught_up();
+    end(archive, Signal::INT);
+    assert_eq!(scene.log().epochs.len(), 3);
+    let (files, log) = (scene.files(), scene.log());
+    let archived = together(&log, &log.epochs[2]);
+    assert_eq!(transactions(&archived["binlog.000001"]), transactions(&files[0].1));
+}
+
+#[test]
+fn an_acknowledged_commit_is_in_the_archive() {
+    let options = [
+        "--rpl-semi-sync-master-enabled=ON",
+        "--rpl-semi-sync-master-wait-point=AFTER_SYNC",
+        "--rpl-semi-sync-master-timeout=30000",
+    ];
+    let scene = Scene::new(&options, "archive = { acknowledge = true }");
+    let archive = scene.archive();
+    let asked = Instant::now();
+    while scene.server.ask("SHOW STATUS LIKE 'Rpl_semi_sync_master_clients'").is_none()
+        || !scene.status().is_some_and(|status| status.acknowledging)
+    {
+        assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", scene.status());
+        thread::sleep(Duration::from_millis(50));
+    }
+    let mut conn = scene.server.connect();
+    for n in 0..20 {
+        conn.query_drop(format!("INSERT INTO app.t VALUES ({n}, 'row{n}.')")).unwrap();
+        // Not a moment later: the client was told that it is committed.
+        let log = scene.log();
+        let epoch = log.epochs.last().unwrap();
+        let archived = together(&log, epoch);
+        let wanted = format!("row{n}.");
+        let is_in = |bytes: &Vec<u8>| bytes.windows(wanted.len()).any(|at| at == wanted.as_bytes());
+        assert!(archived.values().any(is_in), "row {n} is not in the archive");
+    }
+    end(archive, Signal::INT);
+}
