@@ -64,6 +64,12 @@ impl Follower {
         self.gtids.as_ref().map(GtidState::text)
     }
 
+    /// Whether this file is the one that a segment comes from, if it is known yet.
+    #[must_use]
+    pub fn is_file_of(&self, segment: &[u8]) -> Option<bool> {
+        self.format.as_ref().and_then(|format| format.is_of(segment))
+    }
+
     /// What a segment needs before this event.
     #[must_use]
     pub fn lead(&self, first: &LogEvent) -> Vec<u8> {
