@@ -102,7 +102,7 @@ pub trait LogStream {
     /// State of GTIDs after the event that came last, if it is known.
     fn gtid_state(&self) -> Option<Gtids>;
 
-    /// Whether the file that is followed is the one whose segment begins with these bytes; nothing as long as that is not
+    /// Whether the file in which it began is the one whose segment begins with these bytes; nothing as long as that is not
     /// known.
     fn is_file_of(&self, segment: &[u8]) -> Option<bool>;
 

@@ -68,6 +68,8 @@ pub enum Report {
     Begun(EpochRecord),
     /// It goes on after a start, or after trouble.
     On(BinlogPosition),
+    /// Everything before this place is on disk since this moment; several times a second.
+    Synced(BinlogPosition, Timestamp),
     /// How far it is; at most once a second.
     Status(LogStatus),
     /// It does not go on at this moment, and is tried again.
@@ -313,6 +315,9 @@ impl Ship<'_> {
             stream.acknowledge(place)?;
         }
         let now = self.clock.now();
+        if let Some(LogPlace::Binlog(place)) = self.sink.reached() {
+            (self.report)(&Report::Synced(place, now));
+        }
         if let Some(commit) = unsynced.commit {
             progress.committed(commit, now);
         }
