@@ -38,7 +38,13 @@ fn text(one: &Coverage) -> String {
         lines.extend(one.without_archive.iter().map(none));
     }
     if let (Some(first), Some(last)) = (one.backups.first(), one.backups.last()) {
-        lines.push(format!("{} backups from {} to {}", one.backups.len(), utc(first.time), utc(last.time)));
+        let many = if one.backups.len() == 1 { "" } else { "s" };
+        lines.push(format!(
+            "{} backup{many} from {} to {}",
+            one.backups.len(),
+            utc(first.time),
+            utc(last.time)
+        ));
     } else {
         lines.push("no backups yet".to_owned());
     }
