@@ -185,6 +185,13 @@ pub fn purged(held: &Held, seen: &Seen, said: &str) -> Go {
     hole(held, HoleCause::Purged, said.to_owned(), oldest(seen))
 }
 
+/// The file that was reached is another one of the same name.
+#[must_use]
+pub fn begun_anew(held: &Held, seen: &Seen) -> Go {
+    let detail = format!("{} is another file of the same name", held.reached.file);
+    hole(held, HoleCause::Reset, detail, oldest(seen))
+}
+
 fn refuse(held: &Held, seen: &Seen) -> Go {
     let name = |server: &LogServer| match &server.uuid {
         Some(uuid) => format!("{} {} ({uuid})", server.version.flavor, server.server_id),

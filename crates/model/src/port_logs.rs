@@ -75,6 +75,12 @@ pub trait LogSource {
     /// If it cannot be reached or asked, or writes no log.
     fn look(&mut self, reached: Option<&BinlogPosition>) -> Result<Seen, Failure>;
 
+    /// Where its log ends, and the state of GTIDs there if it has any.
+    ///
+    /// # Errors
+    /// If it cannot be reached or asked.
+    fn end(&mut self) -> Result<(BinlogPosition, Option<Gtids>), Failure>;
+
     /// Begins to follow its log. `gtid_state` is the state before `start`, as far as it is known.
     ///
     /// # Errors
@@ -96,6 +102,10 @@ pub trait LogStream {
     /// State of GTIDs after the event that came last, if it is known.
     fn gtid_state(&self) -> Option<Gtids>;
 
+    /// Whether the file in which it began is the one whose segment begins with these bytes; nothing as long as that is not
+    /// known.
+    fn is_file_of(&self, segment: &[u8]) -> Option<bool>;
+
     /// Whether the server waits for us at commits, now.
     fn is_acknowledging(&self) -> bool;
 
@@ -116,6 +126,9 @@ pub trait LogSink {
 
     /// State of GTIDs there, if it is known.
     fn gtid_state(&self) -> Option<Gtids>;
+
+    /// The first bytes of the segment in which that place is, if it is here.
+    fn first_bytes(&self, count: usize) -> Option<Vec<u8>>;
 
     /// The open segment's head and its bytes so far.
     fn segment(&self) -> Option<(SegmentHead, u64)>;

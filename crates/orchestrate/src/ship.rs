@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use model::{
-    follow::{Cut, Go, Held, decide, purged},
+    follow::{Cut, FIRST, Go, Held, begun_anew, decide, purged},
+    gtid::GtidState,
     id::{EpochId, SourceId},
     logs::{
         Added, Beginning, EpochRecord, LOGS_VERSION, LogKind, LogPlace, LogServer, LogStatus, SegmentHead,
@@ -16,7 +17,7 @@ use model::{
     },
     port::{Clock, Failure, FailureKind},
     port_logs::{LogEvent, LogSink, LogSource, LogStream, Next, Start},
-    server::{BinlogPosition, Gtids},
+    server::{BinlogPosition, Flavor, Gtids},
     size::Bytes,
     time::Moment,
 };
@@ -67,6 +68,8 @@ pub enum Report {
     Begun(EpochRecord),
     /// It goes on after a start, or after trouble.
     On(BinlogPosition),
+    /// Everything before this place is on disk since this moment; several times a second.
+    Synced(BinlogPosition, Timestamp),
     /// How far it is; at most once a second.
     Status(LogStatus),
     /// It does not go on at this moment, and is tried again.
@@ -76,6 +79,8 @@ pub enum Report {
 const QUIET: Duration = Duration::from_millis(250);
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
+/// Enough of a segment to tell from which file it is.
+const BEGINNING: usize = 64;
 /// So often a place must be gone to be believed gone.
 const CERTAIN: u32 = 3;
 
@@ -87,18 +92,22 @@ impl Ship<'_> {
     pub fn run(&mut self) -> Result<(), Failure> {
         let mut progress = Progress::new(self.clock.now());
         let mut wait = FIRST_WAIT;
-        let (mut gone, mut refusals) = (None, 0);
+        let (mut wrong, mut refusals) = (None, 0);
         while !(self.stop)() {
             let reached = self.sink.reached();
-            let failure = match self.session(&mut progress, gone.take()) {
+            let failure = match self.session(&mut progress, wrong.take()) {
                 Ok(End::Stopped) => return Ok(()),
                 Ok(End::Gone { said, is_certain }) => {
                     refusals += 1;
                     // Once may be a file that is just being removed, or read wrongly.
                     if is_certain || refusals >= CERTAIN {
-                        (gone, self.cut) = (Some(said.clone()), None);
+                        (wrong, self.cut) = (Some(Wrong::Gone(said.clone())), None);
                     }
                     Failure::new(FailureKind::Lost, said, "")
+                }
+                Ok(End::AnotherFile) => {
+                    wrong = Some(Wrong::AnotherFile);
+                    Failure::new(FailureKind::Lost, "the server's log was begun anew", "")
                 }
                 Err(failure) if matches!(failure.kind, FailureKind::Refused | FailureKind::Damaged) => {
                     return Err(failure);
@@ -117,12 +126,13 @@ impl Ship<'_> {
     }
 
     /// One connection.
-    fn session(&mut self, progress: &mut Progress, gone: Option<String>) -> Result<End, Failure> {
+    fn session(&mut self, progress: &mut Progress, wrong: Option<Wrong>) -> Result<End, Failure> {
         progress.is_whole = true;
         let held = self.held();
         let seen = self.source.look(held.as_ref().map(|held| &held.reached))?;
-        let go = match (&held, gone) {
-            (Some(held), Some(said)) => purged(held, &seen, &said),
+        let go = match (&held, wrong) {
+            (Some(held), Some(Wrong::Gone(said))) => purged(held, &seen, &said),
+            (Some(held), Some(Wrong::AnotherFile)) => begun_anew(held, &seen),
             _ => decide(held.as_ref(), self.cut.as_ref(), &seen),
         };
         let (start, gtid_state, beginning) = match go {
@@ -138,41 +148,53 @@ impl Ship<'_> {
         }
         // What was not purged yet when we looked may be now: no epoch is begun before something came.
         let is_certain = matches!(start, Start::After(_));
-        match self.pump(stream.as_mut(), &mut beginning, progress)? {
-            None => Ok(End::Stopped),
-            Some(said) => Ok(End::Gone { said, is_certain }),
+        let known = match &start {
+            Start::Place(place) if beginning.is_none() && place.offset > FIRST => self
+                .sink
+                .first_bytes(BEGINNING)
+                .filter(|_| self.sink.reached() == Some(LogPlace::Binlog(place.clone()))),
+            _ => None,
+        };
+        match self.pump(stream.as_mut(), &mut beginning, known, progress)? {
+            End::Gone { said, .. } => Ok(End::Gone { said, is_certain }),
+            end => Ok(end),
         }
     }
 
-    /// Takes what comes until it is told to stop, or the server says that what was asked for is gone.
+    /// Takes what comes until it is told to stop, or the log is not what we take it for. `known` is how the segment begins that
+    /// is to go on.
     fn pump(
         &mut self,
         stream: &mut dyn LogStream,
         beginning: &mut Option<Begin>,
+        mut known: Option<Vec<u8>>,
         progress: &mut Progress,
-    ) -> Result<Option<String>, Failure> {
+    ) -> Result<End, Failure> {
         let mut unsynced: Option<Unsynced> = None;
+        let mut elsewhere = None;
         loop {
             let due = unsynced.as_ref().map(|unsynced| self.left(unsynced.since));
-            match stream.next(due.unwrap_or(QUIET))? {
+            let next = stream.next(due.unwrap_or(QUIET))?;
+            if let Some(is_same) = known.as_ref().and_then(|bytes| stream.is_file_of(bytes)) {
+                if !is_same {
+                    return Ok(End::AnotherFile);
+                }
+                known = None;
+            }
+            match next {
                 Next::Event(event) => {
                     if let Some(begin) = beginning.take() {
                         self.begin(begin, &event.start)?;
                     }
                     self.store(stream, &event, progress)?;
-                    let since =
-                        unsynced.as_ref().map_or_else(|| self.clock.moment(), |unsynced| unsynced.since);
-                    let commit = event.commit.or(unsynced.as_ref().and_then(|unsynced| unsynced.commit));
-                    let ack = event.wants_ack.then(|| end_of(&event));
-                    let ack = ack.or(unsynced.take().and_then(|unsynced| unsynced.ack));
-                    unsynced = Some(Unsynced { since, commit, ack, is_whole: event.is_boundary });
+                    let begun = || Unsynced::new(self.clock.moment());
+                    unsynced = Some(unsynced.take().unwrap_or_else(begun).with(&event));
                 }
-                Next::CaughtUp => {
-                    progress.caught_up_at =
-                        unsynced.is_none().then(|| self.clock.now()).or(progress.caught_up_at);
+                Next::CaughtUp if unsynced.is_none() => {
+                    self.is_at_the_end(stream, &mut elsewhere, progress)?
                 }
-                Next::Quiet => {}
-                Next::Gone(said) => return Ok(Some(said)),
+                Next::CaughtUp | Next::Quiet => {}
+                Next::Gone(said) => return Ok(End::Gone { said, is_certain: false }),
             }
             let is_due = |it: &Unsynced| it.ack.is_some() || self.left(it.since).is_zero();
             if unsynced.as_ref().is_some_and(is_due) {
@@ -184,9 +206,35 @@ impl Ship<'_> {
             }
             self.tell(stream, progress, stopping)?;
             if stopping {
-                return Ok(None);
+                return Ok(End::Stopped);
             }
         }
+    }
+
+    /// The server says on this connection that we have everything. That is so if it also says so when it is asked: after
+    /// `RESET MASTER` a connection stays at the end of a file that is no more.
+    fn is_at_the_end(
+        &mut self,
+        stream: &dyn LogStream,
+        elsewhere: &mut Option<LogPlace>,
+        progress: &mut Progress,
+    ) -> Result<(), Failure> {
+        let before = self.clock.now();
+        let (place, gtids) = self.source.end()?;
+        let reached = self.sink.reached();
+        let is_there = reached == Some(LogPlace::Binlog(place.clone()))
+            && is_same_state(stream.gtid_state().as_ref(), gtids.as_ref());
+        if is_there {
+            (progress.caught_up_at, *elsewhere) = (Some(before), None);
+            return Ok(());
+        }
+        // Once may be what was committed just now.
+        if reached.is_some() && *elsewhere == reached {
+            let what = format!("the server stands at {place}, but sends nothing from there");
+            return Err(Failure::new(FailureKind::Lost, what, ""));
+        }
+        *elsewhere = reached;
+        Ok(())
     }
 
     fn left(&self, since: Moment) -> Duration {
@@ -224,12 +272,13 @@ impl Ship<'_> {
             from.file == event.start.file && from.offset + (bytes - head.lead) == event.start.offset
         });
         if !follows {
-            // The segment that ends here, and the head of the next, tell the state at this very place.
-            self.sink.sync(stream.gtid_state())?;
             if !std::mem::replace(&mut progress.is_whole, true) {
                 // A transaction that its file does not end was never committed: the server crashed in it.
+                self.sink.sync(stream.gtid_state())?;
                 self.sink.resume()?;
             }
+            // Its state is not that of this event yet, which at most begins a transaction.
+            self.sink.sync(stream.gtid_state())?;
             let lead = stream.lead(event);
             let head = SegmentHead {
                 version: LOGS_VERSION,
@@ -266,6 +315,9 @@ impl Ship<'_> {
             stream.acknowledge(place)?;
         }
         let now = self.clock.now();
+        if let Some(LogPlace::Binlog(place)) = self.sink.reached() {
+            (self.report)(&Report::Synced(place, now));
+        }
         if let Some(commit) = unsynced.commit {
             progress.committed(commit, now);
         }
@@ -355,9 +407,30 @@ fn end_of(event: &LogEvent) -> BinlogPosition {
     BinlogPosition { file: event.start.file.clone(), offset: event.end }
 }
 
+/// Whether two states of GTIDs, as far as they are known, are the same.
+fn is_same_state(ours: Option<&Gtids>, theirs: Option<&Gtids>) -> bool {
+    // Only MariaDB's is compared; MySQL's may have gaps that its log does not show.
+    let state = |text: Option<&Gtids>| text.and_then(|text| GtidState::parse(Flavor::MariaDb, text));
+    match (state(ours), state(theirs)) {
+        (Some(ours), Some(theirs)) => ours.contains(&theirs) && theirs.contains(&ours),
+        _ => true,
+    }
+}
+
 enum End {
     Stopped,
-    Gone { said: String, is_certain: bool },
+    /// The file of the place that was reached is another one of the same name.
+    AnotherFile,
+    Gone {
+        said: String,
+        is_certain: bool,
+    },
+}
+
+/// What was found wrong with going on, by the connection before.
+enum Wrong {
+    Gone(String),
+    AnotherFile,
 }
 
 struct Begin {
@@ -371,6 +444,21 @@ struct Unsynced {
     commit: Option<Timestamp>,
     ack: Option<BinlogPosition>,
     is_whole: bool,
+}
+
+impl Unsynced {
+    fn new(since: Moment) -> Self {
+        Self { since, commit: None, ack: None, is_whole: true }
+    }
+
+    fn with(self, event: &LogEvent) -> Self {
+        Self {
+            since: self.since,
+            commit: event.commit.or(self.commit),
+            ack: event.wants_ack.then(|| end_of(event)).or(self.ack),
+            is_whole: event.is_boundary,
+        }
+    }
 }
 
 struct Progress {

@@ -30,6 +30,10 @@ impl Line {
     /// # Errors
     /// If it cannot be written.
     pub fn tell(&mut self, output: Output, source: &SourceId, event: &Event) -> Result<(), Failure> {
+        let is_detail = matches!(event, Event::Report(Report::Synced(..)));
+        if is_detail && !(output.json && output.verbose) {
+            return Ok(());
+        }
         if output.json {
             return stdout(format!("{}\n", object(source, event)).as_bytes());
         }
@@ -54,7 +58,7 @@ fn text(event: &Event) -> String {
         },
         Event::Report(Report::On(place)) => format!("goes on from {place}"),
         Event::Report(Report::Trouble(why)) => format!("waits: {why}"),
-        Event::Report(Report::Status(_)) => String::new(),
+        Event::Report(Report::Status(_) | Report::Synced(..)) => String::new(),
         Event::Ended(Ok(())) => "ended".into(),
         Event::Ended(Err(failure)) => format!("FAILED: {}", failure.in_full()),
     }
@@ -65,6 +69,7 @@ fn object(source: &SourceId, event: &Event) -> serde_json::Value {
     match event {
         Event::Report(Report::Begun(epoch)) => json!({ "source": source, "begun": epoch }),
         Event::Report(Report::On(place)) => json!({ "source": source, "on": place }),
+        Event::Report(Report::Synced(place, at)) => json!({ "source": source, "synced": place, "at": at }),
         Event::Report(Report::Status(status)) => json!({ "source": source, "status": status }),
         Event::Report(Report::Trouble(why)) => json!({ "source": source, "trouble": why }),
         Event::Ended(Ok(())) => json!({ "source": source, "ended": true }),

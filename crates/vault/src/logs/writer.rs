@@ -109,6 +109,19 @@ impl Writer {
         }
     }
 
+    /// The first bytes of the segment in which [`reached`](Self::reached) is; nothing if it is not here, or shorter.
+    #[must_use]
+    pub fn first_bytes(&self, count: usize) -> Option<Vec<u8>> {
+        let current = self.epoch.as_ref()?;
+        let path = match (&self.open, &current.last) {
+            (Some(open), _) => open.path.clone(),
+            (None, Some(last)) => names::file(&current.dir, last.number, names::SEGMENT),
+            (None, None) => return None,
+        };
+        let mut bytes = vec![0; count];
+        File::open(path).and_then(|file| file.read_exact_at(&mut bytes, 0)).ok().map(|()| bytes)
+    }
+
     /// The open segment's head and its bytes so far, for deciding whether it is time for another.
     #[must_use]
     pub fn segment(&self) -> Option<(&SegmentHead, u64)> {
@@ -420,6 +433,10 @@ impl LogSink for Writer {
 
     fn gtid_state(&self) -> Option<Gtids> {
         Self::gtid_state(self).cloned()
+    }
+
+    fn first_bytes(&self, count: usize) -> Option<Vec<u8>> {
+        Self::first_bytes(self, count)
     }
 
     fn segment(&self) -> Option<(SegmentHead, u64)> {

@@ -367,6 +367,14 @@ impl Format {
         if self.version.contains("MariaDB") { Flavor::MariaDb } else { Flavor::MySql }
     }
 
+    /// Whether it describes the file from which the segment with these first bytes comes: when a file is begun is in its
+    /// description, to a second.
+    #[must_use]
+    pub fn is_of(&self, segment: &[u8]) -> Option<bool> {
+        let described = segment.strip_prefix(&MAGIC).and_then(|event| event.get(..5))?;
+        (described[4] == kind::FORMAT).then(|| described == &self.bytes[..5])
+    }
+
     /// For the beginning of a segment that does not begin where its file does: the same description without the time of
     /// the server's start, which would tell a reader that temporary tables end here, and without a place.
     #[must_use]

@@ -38,6 +38,8 @@ pub struct Follower {
     /// Events may be left out: the server leaves out what we have, after a start by GTID.
     may_skip: bool,
     format: Option<Format>,
+    /// Of the file in which it began: the next may have begun before anything is handed on.
+    first: Option<Format>,
     after_format: bool,
     grouper: Grouper,
     gtids: Option<GtidState>,
@@ -52,6 +54,7 @@ impl Follower {
             at: start.map(|place| place.offset),
             may_skip: start.is_none(),
             format: None,
+            first: None,
             after_format: false,
             grouper: Grouper::default(),
             gtids,
@@ -62,6 +65,12 @@ impl Follower {
     #[must_use]
     pub fn gtid_state(&self) -> Option<Gtids> {
         self.gtids.as_ref().map(GtidState::text)
+    }
+
+    /// Whether the file in which it began is the one that a segment comes from, if it is known yet.
+    #[must_use]
+    pub fn is_file_of(&self, segment: &[u8]) -> Option<bool> {
+        self.first.as_ref().and_then(|format| format.is_of(segment))
     }
 
     /// What a segment needs before this event.
@@ -84,6 +93,7 @@ impl Follower {
         let event = Event::parse(bytes, self.format.as_ref()).map_err(|wrong| wrong.to_string())?;
         if let Body::Format(format) = &event.body {
             self.format = Some(format.clone());
+            self.first.get_or_insert_with(|| format.clone());
         }
         if event.header.is_artificial() {
             return self.artificial(&event);

@@ -26,6 +26,7 @@ use super::{
     super::{
         PATIENCE,
         connect::{Connection, quoted},
+        position::binlog_of,
     },
     event::Header,
     follow::{Came, Follower},
@@ -44,7 +45,11 @@ pub struct Server {
     access: ServerAccess,
     replica: u32,
     acknowledge: bool,
+    /// Semi-synchronous replication is switched on at the server.
+    semi_sync: bool,
     flavor: Flavor,
+    /// On which it is asked where it stands.
+    asked: Option<Connection>,
 }
 
 impl Server {
@@ -53,7 +58,14 @@ impl Server {
     #[must_use]
     pub fn new(access: &ServerAccess, source: &SourceId, machine: &str, acknowledge: bool) -> Self {
         let replica = replica_number(source, machine);
-        Self { access: access.clone(), replica, acknowledge, flavor: access.flavor }
+        Self {
+            access: access.clone(),
+            replica,
+            acknowledge,
+            semi_sync: false,
+            flavor: access.flavor,
+            asked: None,
+        }
     }
 
     /// The number under which we register (`server_id` of a replica).
@@ -72,6 +84,7 @@ fn replica_number(source: &SourceId, machine: &str) -> u32 {
 
 impl LogSource for Server {
     fn look(&mut self, reached: Option<&BinlogPosition>) -> Result<Seen, Failure> {
+        self.asked = None;
         let mut connection = Connection::open(&self.access, PATIENCE)?;
         let version = connection.version().clone();
         self.flavor = version.flavor;
@@ -80,6 +93,9 @@ impl LogSource for Server {
         if connection.number("SELECT @@global.log_bin", PATIENCE)? == 0 {
             return Err(no_log(&self.access));
         }
+        let semi_sync = "SHOW GLOBAL VARIABLES WHERE variable_name IN \
+                         ('rpl_semi_sync_master_enabled', 'rpl_semi_sync_source_enabled') AND value = 'ON'";
+        self.semi_sync = connection.first(semi_sync, PATIENCE)?.is_some();
         let mut seen = Seen {
             server: LogServer { server_id, version, uuid: None },
             files: files(&mut connection)?,
@@ -99,6 +115,25 @@ impl LogSource for Server {
             }
         }
         Ok(seen)
+    }
+
+    fn end(&mut self) -> Result<(BinlogPosition, Option<Gtids>), Failure> {
+        let mut connection = match self.asked.take() {
+            Some(connection) => connection,
+            None => Connection::open(&self.access, PATIENCE)?,
+        };
+        // The first was renamed in MySQL 8.2, and removed in 8.4.
+        let row = match connection.first("SHOW MASTER STATUS", PATIENCE) {
+            Err(_) if self.flavor == Flavor::MySql => connection.first("SHOW BINARY LOG STATUS", PATIENCE)?,
+            row => row?,
+        };
+        let place = row.as_ref().and_then(binlog_of).ok_or_else(|| no_log(&self.access))?;
+        let gtids = match self.flavor {
+            Flavor::MariaDb => connection.value("SELECT @@global.gtid_binlog_state", PATIENCE)?,
+            Flavor::MySql => None,
+        };
+        self.asked = Some(connection);
+        Ok((place, gtids.map(Gtids)))
     }
 
     fn follow(&mut self, start: &Start, gtid_state: Option<&Gtids>) -> Result<Box<dyn LogStream>, Failure> {
@@ -132,6 +167,7 @@ impl LogSource for Server {
             wire,
             follower: Follower::new(place, state),
             semi_sync: is_waited_for,
+            waits: is_waited_for && self.semi_sync,
             heard: Instant::now(),
         }))
     }
@@ -215,6 +251,8 @@ struct Stream {
     wire: Wire,
     follower: Follower,
     semi_sync: bool,
+    /// The server waited at the last commit, or, before the first, is set up to.
+    waits: bool,
     heard: Instant,
 }
 
@@ -245,8 +283,12 @@ impl LogStream for Stream {
         self.follower.gtid_state()
     }
 
+    fn is_file_of(&self, segment: &[u8]) -> Option<bool> {
+        self.follower.is_file_of(segment)
+    }
+
     fn is_acknowledging(&self) -> bool {
-        self.semi_sync
+        self.waits
     }
 
     fn acknowledge(&mut self, place: &BinlogPosition) -> Result<(), Failure> {
@@ -276,7 +318,12 @@ impl Stream {
             _ => return Err(self.wire.odd("a packet that is no event")),
         };
         match self.follower.take(event) {
-            Ok(Came::Event(event)) => Ok(Some(Next::Event(LogEvent { wants_ack, ..event }))),
+            Ok(Came::Event(event)) => {
+                if event.commit.is_some() {
+                    self.waits = wants_ack;
+                }
+                Ok(Some(Next::Event(LogEvent { wants_ack, ..event })))
+            }
             Ok(Came::CaughtUp) => Ok(Some(Next::CaughtUp)),
             Ok(Came::Nothing) => Ok(None),
             Err(wrong) => Err(self.wire.odd(&wrong)),

@@ -6,6 +6,7 @@
 
 mod archive;
 mod figures;
+mod log;
 mod lvm;
 mod machine;
 mod options;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         "stall" => stall::run(&options),
         "tools" => tools::run(&options),
         "archive" => archive::run(&options),
+        "log" => log::run(&options),
         "lvm" => lvm::run(&options),
         "lvm-guest" => lvm::guest(&options),
         "page" => page::render_again(&options),

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-pub const USAGE: &str = "usage: bench stall|tools|lvm|archive|page [--dir DIR] [--program FILE] [--page FILE] [--fs xfs,btrfs] \
+pub const USAGE: &str = "usage: bench stall|tools|lvm|archive|log|page [--dir DIR] [--program FILE] [--page FILE] [--fs xfs,btrfs] \
                          [--gb 0.5,2.4,8] [--age fresh,aged] [--files 230] [--cuts 20] [--runs 3] [--nights 10] \
                          [--threads 4] [--rate 200] [--clients 4] [--small 100000] [--million 1000000] [--rustic FILE]";
 
 /// What is to be measured, and how often.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `stall`, `tools`, `lvm`, `archive`, `page`.
+    /// `stall`, `tools`, `lvm`, `archive`, `log`, `page`.
     pub command: String,
     /// Where filesystem images are made.
     pub dir: PathBuf,
@@ -73,6 +73,9 @@ impl Options {
             (options.sizes, options.files, options.rate, options.clients) = (vec![0.2], 20, 20, 2);
         } else if command == "archive" {
             (options.sizes, options.files, options.nights) = (vec![2.1], 16, 30);
+        } else if command == "log" {
+            (options.filesystems, options.sizes, options.files) = (words("xfs"), vec![0.5], 16);
+            options.runs = 7;
         } else if command == "tools" {
             options.sizes = vec![2.4];
         }
@@ -110,6 +113,9 @@ impl Options {
     pub fn load(&self) -> String {
         if self.command == "archive" {
             return "none but the tool that is measured".to_owned();
+        }
+        if self.command == "log" {
+            return format!("sysbench `oltp_write_only`, {} threads", self.threads);
         }
         let rate = if self.rate == 0 {
             "as many transactions as go".to_owned()
