@@ -272,13 +272,12 @@ impl Ship<'_> {
             from.file == event.start.file && from.offset + (bytes - head.lead) == event.start.offset
         });
         if !follows {
+            // The segment that ends here, and the head of the next, tell the state at this very place.
+            self.sink.sync(stream.gtid_state())?;
             if !std::mem::replace(&mut progress.is_whole, true) {
                 // A transaction that its file does not end was never committed: the server crashed in it.
-                self.sink.sync(stream.gtid_state())?;
                 self.sink.resume()?;
             }
-            // Its state is not that of this event yet, which at most begins a transaction.
-            self.sink.sync(stream.gtid_state())?;
             let lead = stream.lead(event);
             let head = SegmentHead {
                 version: LOGS_VERSION,
