@@ -1,6 +1,8 @@
 //! `stillpoint log` following a real MariaDB server: archive and server are killed again and again under load, and at the end the
 //! segments, put together, are the server's own files. As root.
 
+#![allow(clippy::print_stdout, reason = "figures and seeds are for whoever reads the test's output")]
+
 mod common;
 
 use std::{

@@ -128,10 +128,11 @@ impl Scene {
 
     /// Waits until the archive says that it has all that the server has now.
     pub fn wait_for(&self, server: &PrivateServer) {
-        let now = position(server);
-        let there = || self.status().is_some_and(|status| status.place == LogPlace::Binlog(now.clone()));
-        wait_until(PATIENCE, there)
-            .unwrap_or_else(|| panic!("{now} is not reached: {:?}\n{}", self.status(), tail(&self.said())));
+        // Asked again each time: a session that is ending may still drop its temporary tables.
+        let there = || self.status().is_some_and(|status| status.place == LogPlace::Binlog(position(server)));
+        wait_until(PATIENCE, there).unwrap_or_else(|| {
+            panic!("{} is not reached: {:?}\n{}", position(server), self.status(), tail(&self.said()))
+        });
     }
 
     /// Everything that an epoch holds is what the server's own files hold, in order, without a gap and nothing twice; the
