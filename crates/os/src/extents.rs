@@ -19,7 +19,7 @@ use model::{
 };
 use rustix::{
     io::Errno,
-    ioctl::{Opcode, Setter, Updater, ioctl, opcode},
+    ioctl::{Getter, Opcode, Setter, Updater, ioctl, opcode},
 };
 
 /// `struct file_clone_range`, linux/fs.h.
@@ -189,6 +189,24 @@ pub fn skips_what_is_shared(file: &File) -> io::Result<bool> {
     Ok(rustix::fs::fstatfs(file)?.f_type as u64 == XFS)
 }
 
+/// Whether a file lies on the second device that an XFS can have for data ("realtime"): its addresses there may be those
+/// of other bytes on the first. Filesystems that do not know the question have no such device.
+#[must_use]
+pub fn is_on_realtime_device(file: &File) -> bool {
+    /// `struct fsxattr`, linux/fs.h: the flags come first.
+    #[repr(C)]
+    struct Attributes {
+        flags: u32,
+        _rest: [u32; 6],
+    }
+    const FS_IOC_FSGETXATTR: Opcode = opcode::read::<Attributes>(b'X', 31);
+    /// `FS_XFLAG_REALTIME`, linux/fs.h.
+    const REALTIME: u32 = 1;
+    // SAFETY: FS_IOC_FSGETXATTR writes a `struct fsxattr`, whose layout and size `Attributes` has.
+    let got = unsafe { ioctl(file, Getter::<FS_IOC_FSGETXATTR, Attributes>::new()) };
+    got.is_ok_and(|attributes| attributes.flags & REALTIME != 0)
+}
+
 /// How many extents a file has, or `None` where the filesystem does not tell. Dirty pages are not written
 /// first, so a file that is being written may have a few more or less.
 ///
@@ -208,26 +226,33 @@ pub fn extent_count(file: &File) -> io::Result<Option<u64>> {
 /// # Errors
 /// `EOPNOTSUPP` where the filesystem has no extent maps.
 pub fn map_of(file: &File) -> io::Result<Map> {
-    let mut found = Map::new(file.metadata()?.len());
-    each_extent(file, |extent| {
-        let physical = (extent.flags & DOUBTFUL == 0).then_some(extent.physical);
-        found.push(Extent { logical: extent.logical, length: extent.length, physical });
-    })?;
-    Ok(found)
+    Ok(look(file)?.0)
 }
 
-/// How many bytes of a file no other file shares: what removing it would free.
+/// How much of a file has a place on the device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Space {
+    /// What other files have, too.
+    pub shared: Bytes,
+    /// What it has for itself: removing it would free that.
+    pub own: Bytes,
+}
+
+/// The same, with how much of it is shared with other files.
 ///
 /// # Errors
 /// As [`map_of`].
-pub fn unshared(file: &File) -> io::Result<Bytes> {
-    let mut bytes = 0;
+pub fn look(file: &File) -> io::Result<(Map, Space)> {
+    let mut found = Map::new(file.metadata()?.len());
+    let mut space = Space::default();
     each_extent(file, |extent| {
-        if extent.flags & FIEMAP_EXTENT_SHARED == 0 {
-            bytes += extent.length;
-        }
+        let physical = (extent.flags & DOUBTFUL == 0).then_some(extent.physical);
+        found.push(Extent { logical: extent.logical, length: extent.length, physical });
+        let is_shared = extent.flags & FIEMAP_EXTENT_SHARED != 0;
+        let part = if is_shared { &mut space.shared } else { &mut space.own };
+        *part = *part + Bytes(extent.length);
     })?;
-    Ok(Bytes(bytes))
+    Ok((found, space))
 }
 
 /// All extents of a file in order, its dirty pages written first.
