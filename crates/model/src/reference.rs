@@ -123,7 +123,10 @@ pub fn reading(choice: Choice, kept: &Kept, newest: Option<&BackupId>, now: Time
     };
     if newest != Some(&reference.backup) {
         let newest = newest.map_or("there is none".to_owned(), |id| format!("the newest is {}", id.short()));
-        return all(format!("the frozen copies are those of backup {}, and {newest}", reference.backup.short()));
+        return all(format!(
+            "the frozen copies are those of backup {}, and {newest}",
+            reference.backup.short()
+        ));
     }
     let from = due(reference.read_all_at, choice.read_all_every);
     if now >= from || now < reference.read_all_at {
@@ -200,7 +203,9 @@ mod tests {
     #[test]
     fn only_the_reference_of_the_newest_backup_is_compared() {
         let monday = "2026-11-02T03:00:00Z";
-        assert!(matches!(decide(true, &kept(), Some('a'), monday), Reading::Changed { since, .. } if since == id('a')));
+        assert!(
+            matches!(decide(true, &kept(), Some('a'), monday), Reading::Changed { since, .. } if since == id('a'))
+        );
         for reading in [
             decide(true, &kept(), Some('b'), monday),
             decide(true, &kept(), None, monday),

@@ -66,7 +66,8 @@ fn directory(state: &Path) -> PathBuf {
 pub fn records(state: &Path) -> Result<Vec<PathBuf>, Failure> {
     let dir = directory(state);
     let failed = |error: io::Error| {
-        Failure::new(FailureKind::Other, format!("{} cannot be read", pathtext::show(&dir)), "").because(error)
+        Failure::new(FailureKind::Other, format!("{} cannot be read", pathtext::show(&dir)), "")
+            .because(error)
     };
     let entries = match fs::read_dir(&dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -248,7 +249,10 @@ pub(crate) fn keep(referencing: &Referencing, listed: Listed<'_>) -> Vec<Problem
         Ok(()) if reference.files.is_empty() => {}
         Ok(()) => drop(dirs.into_iter().map(Staging::keep).collect::<Vec<_>>()),
         Err(failure) => {
-            let what = format!("no frozen copies are kept, so the next backup reads everything: {}", failure.in_full());
+            let what = format!(
+                "no frozen copies are kept, so the next backup reads everything: {}",
+                failure.in_full()
+            );
             problems.push(Problem::new(Effect::Note, None, what, ""));
         }
     }

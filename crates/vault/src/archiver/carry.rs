@@ -169,7 +169,8 @@ impl Carry {
             Ok(Some(frozen)) => frozen,
             Ok(None) => return 0,
             Err(error) => {
-                let what = format!("its frozen copy cannot be kept, so the next backup reads it whole: {error}");
+                let what =
+                    format!("its frozen copy cannot be kept, so the next backup reads it whole: {error}");
                 self.found().problems.push(Problem::note(&entry.path, what));
                 return 0;
             }

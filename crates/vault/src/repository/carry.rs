@@ -72,9 +72,9 @@ impl Repository {
         let older = match record.map(|record| reference::read(&record)) {
             Some(Kept::There(Reference { files, .. })) if !wanted.is_empty() => {
                 let archiver = &session.archiver;
-                let proven = files.into_iter().filter_map(|file| {
-                    Older::proven(&archiver.index, wanted.get(&file.path)?, file)
-                });
+                let proven = files
+                    .into_iter()
+                    .filter_map(|file| Older::proven(&archiver.index, wanted.get(&file.path)?, file));
                 proven.collect()
             }
             _ => Vec::new(),

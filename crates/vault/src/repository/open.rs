@@ -100,7 +100,14 @@ impl Repository {
         let backend = Arc::new(Backend::new(&dir, disk.clone()));
         let (key_id, key) = keys::open(&backend, &opening.password)?;
         let locks = Locks { dir, disk, key, me: Me::here(), journal };
-        Ok(Self { backend, locks, meter: Meter::default(), key_id, session: None, reference: ReferenceState::default() })
+        Ok(Self {
+            backend,
+            locks,
+            meter: Meter::default(),
+            key_id,
+            session: None,
+            reference: ReferenceState::default(),
+        })
     }
 
     /// Its directory.

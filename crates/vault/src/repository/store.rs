@@ -163,9 +163,10 @@ impl Repository {
         let total = manifest.bytes();
         let feed = Feed::new(manifest, record_entries(cut)?, known_of(&bases));
         let carry = self.begin_carry()?;
-        let root = self.archive(&feed, &bases, carry.as_ref(), (progress, Stage::Storing, total), |pass| {
-            archiver.store(pass)
-        })?;
+        let root =
+            self.archive(&feed, &bases, carry.as_ref(), (progress, Stage::Storing, total), |pass| {
+                archiver.store(pass)
+            })?;
         if let Some(carry) = &carry {
             carry.carried(&feed, &bases);
         }
@@ -211,9 +212,8 @@ impl Repository {
             .collect();
         let total = manifest.bytes();
         let feed = Feed::new(Arc::new(manifest), Vec::new(), Vec::new());
-        let root = self.archive(&feed, &bases, None, (&Silent, Stage::Storing, total), |pass| {
-            archiver.store(pass)
-        })?;
+        let root =
+            self.archive(&feed, &bases, None, (&Silent, Stage::Storing, total), |pass| archiver.store(pass))?;
         archiver.index.note_packs(&packs(&self.backend)?);
         let blobs = Blobs { backend: &self.backend, key: &self.locks.key, index: &archiver.index };
         let tally = compare(&feed, blobs, root, Path::new(""))?;
