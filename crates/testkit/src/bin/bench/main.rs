@@ -12,6 +12,7 @@ mod machine;
 mod options;
 mod page;
 mod peer;
+mod replay;
 mod scene;
 mod stall;
 mod tools;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         "tools" => tools::run(&options),
         "archive" => archive::run(&options),
         "log" => log::run(&options),
+        "replay" => replay::run(&options),
         "lvm" => lvm::run(&options),
         "lvm-guest" => lvm::guest(&options),
         "page" => page::render_again(&options),
