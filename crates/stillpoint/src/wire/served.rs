@@ -79,8 +79,10 @@ pub fn finish_copy(
         }
         if let Some(roll) = roll {
             stands_where_recorded(&private)?;
+            let begun = Instant::now();
             roll.forward.run(&private.access(), journal, staging, roll.progress)?;
-            done.push(roll.recovery.describe());
+            let took = begun.elapsed().as_secs_f64();
+            done.push(format!("{}; replayed in {took:.1} s", roll.recovery.describe()));
         }
         private.stop(RECOVERY)?;
         relocate(copy, copy.placement())?;

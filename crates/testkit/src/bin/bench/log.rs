@@ -33,8 +33,11 @@ const WARM: Duration = Duration::from_secs(2);
 /// Between two commits of the client that looks.
 const PACE: Duration = Duration::from_millis(50);
 
+/// As a server of this size would have it.
+pub const SIZES: [&str; 2] = ["--innodb-buffer-pool-size=512M", "--innodb-log-file-size=256M"];
+
 /// A place in the binary log: number of its file, and offset.
-type Place = (u64, u64);
+pub type Place = (u64, u64);
 
 /// Measures on every filesystem and size.
 pub fn run(options: &Options) {
@@ -48,10 +51,11 @@ pub fn run(options: &Options) {
     }
 }
 
-struct Bench {
-    server: PrivateServer,
-    tables: Sysbench,
-    root: PathBuf,
+/// A server with sysbench's tables, and an inventory for it.
+pub struct Bench {
+    pub server: PrivateServer,
+    pub tables: Sysbench,
+    pub root: PathBuf,
     program: PathBuf,
     threads: u32,
 }
@@ -60,7 +64,7 @@ fn one(options: &Options, filesystem: &str, gigabytes: f64) -> Vec<String> {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "gigabytes of tests")]
     let bytes = (gigabytes * 1e9) as u64;
     let volume = Volume::new(filesystem, 2 * bytes + (8 << 30), &options.dir);
-    let bench = Bench::new(options, &volume.directory("all"), bytes);
+    let bench = Bench::new(options, &volume.directory("all"), bytes, &["--sync-binlog=1"]);
     let (mut without, mut with, mut slower) = (vec![], vec![], vec![]);
     bench.rate(false);
     for number in 0..options.runs {
@@ -93,13 +97,12 @@ fn one(options: &Options, filesystem: &str, gigabytes: f64) -> Vec<String> {
 }
 
 impl Bench {
-    fn new(options: &Options, all: &Path, bytes: u64) -> Self {
-        let server = PrivateServer::builder()
-            .directory(all.join("server"))
-            .option("--innodb-buffer-pool-size=512M")
-            .option("--innodb-log-file-size=256M")
-            .option("--sync-binlog=1")
-            .start();
+    pub fn new(options: &Options, all: &Path, bytes: u64, more: &[&str]) -> Self {
+        let mut builder = PrivateServer::builder().directory(all.join("server"));
+        for option in SIZES.iter().chain(more) {
+            builder = builder.option(*option);
+        }
+        let server = builder.start();
         let tables = Sysbench::sized(options.files, bytes);
         println!("making {} tables of {} rows", tables.tables, tables.rows);
         tables.prepare(&server);
@@ -120,7 +123,7 @@ impl Bench {
         bench
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--config").arg(self.root.join("stillpoint.toml")).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -174,14 +177,14 @@ impl Bench {
 }
 
 /// The program, and what it says of how far it is.
-struct Archiver {
+pub struct Archiver {
     child: Child,
     synced: Arc<Mutex<Vec<(Place, Timestamp)>>>,
     ended: Arc<AtomicBool>,
 }
 
 impl Archiver {
-    fn start(bench: &Bench) -> Self {
+    pub fn start(bench: &Bench) -> Self {
         let mut command = bench.command(&["--json", "--verbose", "log", "shop"]);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the program starts");
         let (synced, ended) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicBool>::default());
@@ -204,7 +207,7 @@ impl Archiver {
         Self { child, synced, ended }
     }
 
-    fn wait_for(&self, place: Place) {
+    pub fn wait_for(&self, place: Place) {
         let reached =
             || self.synced.lock().expect("no panic under it").last().is_some_and(|(at, _)| *at >= place);
         let found = testkit::server::wait_until(Duration::from_secs(300), || {
@@ -230,7 +233,7 @@ fn number(file: &str) -> u64 {
     file.rsplit('.').next().and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }
 
-fn place(server: &PrivateServer) -> Place {
+pub fn place(server: &PrivateServer) -> Place {
     place_on(&mut server.connect())
 }
 

@@ -13,6 +13,7 @@ mod options;
 mod page;
 mod peer;
 mod promised;
+mod replay;
 mod scene;
 mod stall;
 mod tools;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         "tools" => tools::run(&options),
         "archive" => archive::run(&options),
         "log" => log::run(&options),
+        "replay" => replay::run(&options),
         "lvm" => lvm::run(&options),
         "lvm-guest" => lvm::guest(&options),
         "page" => page::render_again(&options),

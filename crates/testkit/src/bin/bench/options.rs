@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-pub const USAGE: &str = "usage: bench stall|tools|lvm|archive|log|page [--dir DIR] [--program FILE] [--page FILE] [--fs xfs,btrfs] \
+pub const USAGE: &str = "usage: bench stall|tools|lvm|archive|log|replay|page [--dir DIR] [--program FILE] [--page FILE] [--fs xfs,btrfs] \
                          [--gb 0.5,2.4,8] [--age fresh,aged] [--files 230] [--cuts 20] [--runs 3] [--nights 10] \
-                         [--threads 4] [--rate 200] [--clients 4] [--small 100000] [--million 1000000] [--rustic FILE]";
+                         [--threads 4] [--rate 200] [--clients 4] [--small 100000] [--million 1000000] [--mb 400] [--rustic FILE]";
 
 /// What is to be measured, and how often.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `stall`, `tools`, `lvm`, `archive`, `log`, `page`.
+    /// `stall`, `tools`, `lvm`, `archive`, `log`, `replay`, `page`.
     pub command: String,
     /// Where filesystem images are made.
     pub dir: PathBuf,
@@ -41,6 +41,8 @@ pub struct Options {
     pub small: u64,
     /// Tiny files, for its memory; none if 0.
     pub million: u64,
+    /// Binary logs that are replayed, in units of 10⁶ bytes.
+    pub megabytes: u64,
     /// Another tool's program, which no distribution has.
     pub rustic: PathBuf,
 }
@@ -66,6 +68,7 @@ impl Options {
             clients: 4,
             small: 100_000,
             million: 1_000_000,
+            megabytes: 400,
             rustic: PathBuf::from("target/rustic/bin/rustic"),
         };
         if command == "lvm" || command == "lvm-guest" {
@@ -76,6 +79,9 @@ impl Options {
         } else if command == "log" {
             (options.filesystems, options.sizes, options.files) = (words("xfs"), vec![0.5], 16);
             options.runs = 7;
+        } else if command == "replay" {
+            (options.filesystems, options.sizes, options.files) = (words("xfs"), vec![0.5], 16);
+            options.runs = 3;
         } else if command == "tools" {
             options.sizes = vec![2.4];
         }
@@ -103,6 +109,7 @@ impl Options {
             "--clients" => self.clients = number(value)?,
             "--small" => self.small = number(value)?,
             "--million" => self.million = number(value)?,
+            "--mb" => self.megabytes = number(value)?,
             "--rustic" => self.rustic = value.into(),
             other => return Err(format!("{other} is not known")),
         }
@@ -113,6 +120,9 @@ impl Options {
     pub fn load(&self) -> String {
         if self.command == "archive" {
             return "none but the tool that is measured".to_owned();
+        }
+        if self.command == "replay" {
+            return format!("the logs are of sysbench `oltp_write_only`, {} threads", self.threads);
         }
         if self.command == "log" {
             return format!("sysbench `oltp_write_only`, {} threads", self.threads);
