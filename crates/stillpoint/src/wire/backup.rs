@@ -11,7 +11,7 @@ use model::{
     id::SourceId,
     inventory::Application,
     plan::{CutPlan, Facts},
-    port::{Failure, FailureKind, Progress, Shelf, Store},
+    port::{Failure, FailureKind, Progress, Shelf, Silent, Store},
     problem::{Effect, Problem},
     record::StoredBackup,
     retention::RetentionPlan,
@@ -135,7 +135,7 @@ fn logs(run: &Run<'_>, request: &Request<'_>) -> Result<Vec<Problem>, Failure> {
         return Ok(Vec::new());
     }
     let mut repository = run.open(request.application)?;
-    log_store::store(run, request.application, &mut repository)
+    log_store::store(run, request.application, &mut repository, &Silent)
 }
 
 /// Removes what is no longer kept. It must not be in the way of the backup that was made: whoever else uses

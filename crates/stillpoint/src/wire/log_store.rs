@@ -12,7 +12,7 @@ use model::{
     logs::LogStatus,
     logs_retention::{self, Anchor, LogsPlan, spool_surplus},
     logs_store::LogsRecord,
-    port::{Failure, Shelf},
+    port::{Failure, Progress, Shelf, Silent},
     problem::Problem,
     retention::RetentionPlan,
 };
@@ -34,7 +34,7 @@ pub fn spool(run: &Run<'_>, application: &Application) -> Spool {
 }
 
 /// Stores what the spool holds, and gives back the space of what was stored long ago. What is missing of the archive is the
-/// result.
+/// result. It is given up when `progress` says so.
 ///
 /// # Errors
 /// If the spool cannot be read or the repository not be written; the snapshot before stands then.
@@ -42,6 +42,7 @@ pub fn store(
     run: &Run<'_>,
     application: &Application,
     repository: &mut Repository,
+    progress: &dyn Progress,
 ) -> Result<Vec<Problem>, Failure> {
     let spool = spool(run, application);
     if !spool.exists() {
@@ -49,7 +50,8 @@ pub fn store(
     }
     let catalogue = catalogue(&spool)?;
     let owner = owner(run, application);
-    let stored = repository.store_logs(&owner, &catalogue, &LogsPlan::default()).map_err(Failure::from)?;
+    let plan = LogsPlan::default();
+    let stored = repository.store_logs(&owner, &catalogue, &plan, progress).map_err(Failure::from)?;
     let mut problems = stored.problems;
     let now = run.clock.now();
     for log in catalogue.sources.iter().filter(|log| has_old(log, now)) {
@@ -141,7 +143,7 @@ pub fn drop_old(
     spool(run, application).forget(plan, &snapshot)?;
     // Nothing of the spool is stored here: it is all the same what it holds.
     let owner = owner(run, application);
-    repository.store_logs(&owner, &Catalogue::default(), plan).map_err(Failure::from)?;
+    repository.store_logs(&owner, &Catalogue::default(), plan, &Silent).map_err(Failure::from)?;
     Ok(())
 }
 
