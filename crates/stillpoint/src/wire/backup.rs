@@ -162,7 +162,7 @@ fn carry_out(
         return Ok(());
     }
     // Backups go first: none that is listed may be without the logs after it.
-    let logs = log_store::plan(repository, plan)?;
+    let logs = log_store::plan(run, request.application, repository, plan)?;
     retire::carry_out(repository, plan, Reclaim::Never, request.progress)?;
     if let Some(logs) = logs.filter(|logs| !logs.is_empty()) {
         log_store::drop_old(run, request.application, repository, &logs)?;

@@ -8,6 +8,7 @@
 //! after a crash or beside a backup, and the newest counts. The next time removes all others. What could not be carried
 //! over from the one before (its directories or packs are damaged) makes that one stay: [`LogsRecord::beside`].
 
+mod port;
 mod read;
 mod wanted;
 
@@ -38,8 +39,11 @@ use rustix::{
 use sha2::{Digest as _, Sha256};
 
 pub(super) use self::read::Shelf;
-pub use self::read::{StoredLogs, Unreadable};
 use self::wanted::{Before, Wanted};
+pub use self::{
+    port::Archive,
+    read::{StoredLogs, Unreadable},
+};
 use super::{
     error::{RepositoryError, StorageError},
     lock::LockKind,
