@@ -168,15 +168,15 @@ fn inventory(repository: &Path, data: &Path, keeps_pin: bool) {
         repository.display(),
         data.display()
     );
-    for (name, text) in [("stillpoint.toml", text), ("password", format!("{PASSWORD}\n"))] {
-        let path = repository.join(name);
-        fs::write(&path, text).expect("a file");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is private");
-    }
+    let path = repository.join("stillpoint.toml");
+    fs::write(&path, text).expect("a file");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is private");
 }
 
+/// Without pins, which share their extents with the data.
 fn megabytes(below: &Path) -> f64 {
-    let said = super::machine::said("du", &["-s", "--block-size=1000", &below.to_string_lossy()]);
+    let arguments = ["-s", "--block-size=1000", "--exclude=.stillpoint-*", &below.to_string_lossy()];
+    let said = super::machine::said("du", &arguments);
     let kilobytes: f64 = said.split_whitespace().next().and_then(|word| word.parse().ok()).expect("du tells");
     kilobytes / 1000.0
 }
