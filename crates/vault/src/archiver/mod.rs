@@ -36,8 +36,8 @@ use rustic_core::repofile::{BlobType, ConfigFile};
 
 pub(crate) use self::{
     blobs::Blobs,
-    index::{Index, Lost, Place},
-    load::packs,
+    index::{Index, Lost, Place, Spot},
+    load::{load, packs},
     name::Name,
     node::{StoredKind, StoredNode},
     parent::{Base, Contents},
