@@ -193,7 +193,7 @@ mod tests {
             {"name":"s","type":"socket"},{"name":"z","type":"door"}]}"#;
         let children = parse(json).unwrap();
         assert_eq!(children[0].kind, Ok(Kind::File));
-        assert_eq!((children[0].meta.mode, children[0].meta.size.0), (0o100_600, 3));
+        assert_eq!((children[0].meta.mode, children[0].meta.size.0), (0o600, 3));
         assert_eq!(children[0].meta.xattrs[0].value, b"");
         assert_eq!(children[1].name.as_encoded_bytes(), b"b\xff");
         let Ok(Kind::Symlink(target)) = &children[1].kind else { panic!("{children:?}") };
