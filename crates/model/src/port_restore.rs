@@ -145,11 +145,11 @@ pub trait Beside: Sync {
     /// [`crate::port::FailureKind::NoSpace`] or anything else that makes going on pointless.
     fn directories(&self) -> Result<Vec<Problem>, Failure>;
     /// Makes one regular file, with its attributes once its bytes are there. May be called from several
-    /// threads. To `compare` is to read back what is written, where that is cheap while the bytes are at hand.
+    /// threads.
     ///
     /// # Errors
     /// If it cannot be made.
-    fn file(&self, part: usize, item: &Listed, compare: bool) -> Result<Box<dyn Writing + '_>, Failure>;
+    fn file<'s>(&'s self, part: usize, item: &'s Listed) -> Result<Box<dyn Writing + 's>, Failure>;
     /// Makes hard links, symbolic links, devices and pipes. `lost` names the files that could not be written,
     /// for hard links to them.
     ///
@@ -168,11 +168,12 @@ pub trait Beside: Sync {
     /// # Errors
     /// If a directory cannot be reached.
     fn seal(&self) -> Result<Vec<Problem>, Failure>;
-    /// Opens a file that was written, to compare its bytes.
+    /// Opens a file that was written, to compare its bytes. Called after [`Beside::sync`], so that they can be had from
+    /// the disk.
     ///
     /// # Errors
     /// If it cannot be opened.
-    fn reread(&self, part: usize, item: &Listed) -> Result<Box<dyn Reading + '_>, Failure>;
+    fn reread<'s>(&'s self, part: usize, item: &'s Listed) -> Result<Box<dyn Reading + 's>, Failure>;
     /// Where the object of this part lies, with all it holds.
     ///
     /// # Errors
@@ -211,7 +212,7 @@ pub trait Writing: Send + Sync {
     /// # Errors
     /// [`crate::port::FailureKind::NoSpace`] or what the filesystem says.
     fn stretch(&self, range: Range<u64>) -> Result<Box<dyn Stretch + '_>, Failure>;
-    /// Sets size and attributes.
+    /// Sets size and attributes, and compares them with what the file then has.
     ///
     /// # Errors
     /// If bytes of it were not written; what the filesystem says.
@@ -223,7 +224,7 @@ pub trait Stretch {
     /// Appends bytes; long runs of zeros become holes.
     ///
     /// # Errors
-    /// [`crate::port::FailureKind::NoSpace`] or what the filesystem says; if bytes read back otherwise.
+    /// [`crate::port::FailureKind::NoSpace`] or what the filesystem says.
     fn append(&mut self, bytes: &[u8]) -> Result<(), Failure>;
     /// Writes what is not written yet.
     ///
@@ -244,10 +245,8 @@ pub trait Reading {
 /// A regular file that was written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Finished {
-    /// Attributes that could not be set.
+    /// Attributes that could not be set, or are not what was set.
     pub problems: Vec<Problem>,
-    /// Every byte was read back from the disk, past the memory of this machine, and is what was written.
-    pub is_compared: bool,
 }
 
 /// After the point of no return.

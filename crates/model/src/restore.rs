@@ -56,6 +56,8 @@ pub struct Request {
     pub servers: Vec<ServerSource>,
     /// To a directory: only these roots and database files of the backup; empty for everything.
     pub only: Vec<PathBuf>,
+    /// To a directory: read everything back from disk, too. In place that is always done.
+    pub read_back: bool,
 }
 
 /// Where a backup is restored to.
@@ -216,6 +218,8 @@ pub struct RestorePlan {
     pub hooks: bool,
     /// Owners, devices and all attributes can be set.
     pub privileged: bool,
+    /// Every byte is read back from the disk and compared, before anything appears in its place.
+    pub read_back: bool,
     /// Regular files.
     pub files: u64,
     /// Bytes in them.

@@ -11,6 +11,7 @@ mod files;
 mod swap;
 
 use std::{
+    collections::HashSet,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -48,8 +49,6 @@ pub struct Job<'a> {
     pub progress: &'a dyn Progress,
     /// How many threads write at once; each takes the memory of a few parts of a file (8 MiB each at most).
     pub threads: usize,
-    /// Read everything back from disk and compare it.
-    pub reread: bool,
 }
 
 /// Looks at the target and makes the plan. Changes nothing.
@@ -199,22 +198,23 @@ fn write(plan: &RestorePlan, job: &Job<'_>, beside: &dyn Beside) -> Result<Writt
         with_progress(job.progress, Stage::Restoring, Some(plan.bytes), || files::write(job, beside, &work))?;
     written.problems.splice(0..0, first);
     written.problems.extend(beside.complete(&written.lost)?);
-    for (link, _) in &work.links {
-        written.files += 1;
-        written.bytes = written.bytes + listing.entries()[link.1].meta.size;
-    }
     written.problems.extend(with_progress(job.progress, Stage::Verifying, None, || beside.verify())?);
-    if job.reread && !written.uncompared.is_empty() {
+    if plan.read_back {
         beside.sync()?;
-        let sizes = written.uncompared.iter().map(|file| listing.entries()[file.1].meta.size.0);
-        let total = Bytes(sizes.sum());
-        let problems = with_progress(job.progress, Stage::Reading, Some(total), || {
-            files::compare(job, beside, &written.uncompared)
+        let lost: HashSet<&PathBuf> = written.lost.iter().collect();
+        let lies = |file: &&(usize, usize)| !lost.contains(&listing.entries()[file.1].path);
+        let files: Vec<(usize, usize)> = work.files.iter().filter(lies).copied().collect();
+        let problems = with_progress(job.progress, Stage::Reading, Some(written.bytes), || {
+            files::compare(job, beside, &files)
         })?;
         written.problems.extend(problems);
     }
     written.problems.extend(beside.seal()?);
     beside.sync()?;
+    for (link, _) in &work.links {
+        written.files += 1;
+        written.bytes = written.bytes + listing.entries()[link.1].meta.size;
+    }
     Ok(written)
 }
 

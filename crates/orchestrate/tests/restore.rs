@@ -136,6 +136,7 @@ fn request(target: Target, has_hooks: bool) -> Request {
         },
         target,
         keep_out: vec![],
+        read_back: true,
         has_hooks,
         accept_incomplete: false,
         servers: vec![],
@@ -164,7 +165,6 @@ fn restore(request: &Request, site: FakeSite, contents: &dyn Contents, script: A
             clock: &clock,
             progress: &Silent,
             threads: 1,
-            reread: true,
         };
         let hook = FakeHook::new(&site, journal.clone());
         run(&plan, &job, request.has_hooks.then(|| Box::new(hook) as Box<dyn Hold>))
@@ -492,7 +492,6 @@ fn around_a_server(bad: Option<&'static str>) -> (Vec<&'static str>, Result<Rest
         clock: &world,
         progress: &Silent,
         threads: 1,
-        reread: false,
     };
     let application = Box::new(Stops(told.clone(), ["stop app", "start app"]));
     let mut servers: Vec<Box<dyn ServerTarget>> = vec![Box::new(told.clone())];

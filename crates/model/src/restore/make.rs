@@ -66,6 +66,7 @@ pub fn plan(request: &Request, listing: &Listing, facts: &SiteFacts) -> Result<R
 fn empty(request: &Request, facts: &SiteFacts) -> RestorePlan {
     let record = request.backup.record.as_ref();
     RestorePlan {
+        read_back: request.read_back || matches!(request.target, Target::InPlace { .. }),
         application: request.application.clone(),
         backup: request.backup.id.clone(),
         cut: record.map(|r| r.cut.clone()),

@@ -89,6 +89,7 @@ fn request(target: Target, pins: &[(&str, &str)]) -> Request {
         application: AppName::new("hydro").unwrap(),
         backup: backup(pins),
         target,
+        read_back: false,
         keep_out: vec!["/srv/hydro".into(), "/v01/backup".into()],
         has_hooks: false,
         accept_incomplete: false,

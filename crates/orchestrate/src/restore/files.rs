@@ -1,10 +1,15 @@
-//! Writing the regular files, by several threads: large files in stretches, side by side; then all the others, a file at
-//! a time.
+//! Writing the regular files, by several threads: large files in stretches, side by side; then all the others, a
+//! directory at a time, so that no two threads wait for each other to make a name in the same one.
 //!
-//! Why what was written is compared: names of stored parts prove what came out of the repository, but not what became of
-//! it. So everything is compared with what the disk gives back. Large files at once, by the site itself, while the bytes
-//! are at hand; whatever it could not read back past the memory of the machine, small files above all, after they are
-//! synced, by the cryptographic names of their parts. Nothing is read from the repository twice.
+//! Why a wrong restore is not put in place. Each part of a file is compared with its cryptographic name when it comes out
+//! of the repository, and those very bytes are handed to the site, which counts that every one of them was written, and
+//! compares size, kind, owner, mode, times and attributes with the listing. Names are compared when all is written. Then
+//! everything is synced, and the site fails if the filesystem could not write anything of it since the restore began.
+//! So memory and filesystem are taken at their word only where every program has to, and reading all of it a second time
+//! proves one thing more: that the disk gives back what it said it had written. A restore that replaces something does
+//! that before it replaces it ([`compare`]), and any other on request: what it is restored from is still there.
+//! Every byte is read after it was synced, past the memory of this machine where that can be done, and compared by the
+//! names of its parts; nothing is read from the repository twice.
 //!
 //! Crash story: see [`super`]: all this happens beside what is there.
 
@@ -34,8 +39,6 @@ pub(super) struct Written {
     pub bytes: Bytes,
     pub problems: Vec<Problem>,
     pub lost: Vec<PathBuf>,
-    /// As pairs of a part and an item: files that were not read back yet.
-    pub uncompared: Vec<(usize, usize)>,
 }
 
 /// Writes every regular file. A full disk ends it all; any other failure loses that file only.
@@ -47,15 +50,48 @@ pub(super) fn write(job: &Job<'_>, beside: &dyn Beside, work: &Work) -> Result<W
     let stretches: Vec<(&Large<'_>, Range<u64>)> =
         large.iter().flat_map(|file| file.stretches().map(move |range| (file, range))).collect();
     let small: Vec<(usize, usize)> = work.files.iter().filter(|file| !is_large(file)).copied().collect();
+    let groups: Vec<&[(usize, usize)]> = Groups { rest: &small, entries }.collect();
     let crew = Crew::new(job);
-    crew.work(stretches.len() + small.len(), |number| match stretches.get(number) {
-        Some((file, range)) => Some((file.file, file.write(job, beside, range.clone())?)),
+    crew.work(stretches.len() + groups.len(), |number| match stretches.get(number) {
+        Some((file, range)) => {
+            if let Some(done) = file.write(job, beside, range.clone()) {
+                crew.note(file.file, done);
+            }
+        }
         None => {
-            let file = small[number - stretches.len()];
-            Some((file, write_whole(job, beside, file)))
+            for file in groups[number - stretches.len()].iter().take_while(|_| !crew.is_ended()) {
+                crew.note(*file, write_whole(job, beside, *file));
+            }
         }
     });
     crew.result()
+}
+
+/// Files of one directory, as many as one thread writes before it looks for others.
+struct Groups<'a> {
+    rest: &'a [(usize, usize)],
+    entries: &'a [Listed],
+}
+
+impl<'a> Iterator for Groups<'a> {
+    type Item = &'a [(usize, usize)];
+
+    fn next(&mut self) -> Option<Self::Item> {
+        const FILES: usize = 500;
+        const BYTES: u64 = STRETCH;
+        let first = self.rest.first()?;
+        let entry = |file: &(usize, usize)| &self.entries[file.1];
+        let mut bytes = entry(first).meta.size.0;
+        let mut goes_along = |file: &(usize, usize)| {
+            bytes += entry(file).meta.size.0;
+            file.0 == first.0 && entry(file).path.parent() == entry(first).path.parent() && bytes <= BYTES
+        };
+        let more = self.rest[1..].iter().take(FILES - 1);
+        let count = 1 + more.take_while(|file| goes_along(file)).count();
+        let (group, rest) = self.rest.split_at(count);
+        self.rest = rest;
+        Some(group)
+    }
 }
 
 /// Reads files back and compares them. The problems, sorted by path.
@@ -65,7 +101,7 @@ pub(super) fn compare(
     files: &[(usize, usize)],
 ) -> Result<Vec<Problem>, Failure> {
     let crew = Crew::new(job);
-    crew.work(files.len(), |number| Some((files[number], reread(job, beside, files[number]))));
+    crew.work(files.len(), |number| crew.note(files[number], reread(job, beside, files[number])));
     Ok(crew.result()?.problems)
 }
 
@@ -81,20 +117,15 @@ impl<'a> Crew<'a> {
         Self { job, is_full: AtomicBool::new(false), state: Mutex::default() }
     }
 
-    /// Does every task; one that ends a file says which, and how.
-    fn work<F>(&self, tasks: usize, task: F)
-    where
-        F: Fn(usize) -> Option<((usize, usize), Result<Finished, Failure>)> + Sync,
-    {
+    /// Does every task, unless a full disk ends it all.
+    fn work(&self, tasks: usize, task: impl Fn(usize) + Sync) {
         let next = AtomicUsize::new(0);
         let worker = || loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= tasks || self.is_full.load(Ordering::Relaxed) {
+            if number >= tasks || self.is_ended() {
                 return;
             }
-            if let Some((file, done)) = task(number) {
-                self.note(file, done);
-            }
+            task(number);
         };
         std::thread::scope(|scope| {
             for _ in 1..self.job.threads.max(1).min(tasks) {
@@ -104,6 +135,11 @@ impl<'a> Crew<'a> {
         });
     }
 
+    fn is_ended(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
+    }
+
+    /// Takes note of what became of a file.
     fn note(&self, file: (usize, usize), done: Result<Finished, Failure>) {
         let entry = &self.job.contents.listing().entries()[file.1];
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,9 +149,6 @@ impl<'a> Crew<'a> {
                 written.files += 1;
                 written.bytes = written.bytes + entry.meta.size;
                 written.problems.extend(finished.problems);
-                if !finished.is_compared {
-                    written.uncompared.push(file);
-                }
             }
             Err(failure) if failure.kind == FailureKind::NoSpace => {
                 self.is_full.store(true, Ordering::Relaxed);
@@ -132,8 +165,6 @@ impl<'a> Crew<'a> {
     fn result(self) -> Result<Written, Failure> {
         let (mut written, ended) = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         written.problems.sort_by(|a, b| a.path.cmp(&b.path));
-        // In the order in which they were written, they lie near each other.
-        written.uncompared.sort_unstable();
         ended.map_or(Ok(written), Err)
     }
 }
@@ -173,7 +204,7 @@ impl<'a> Large<'a> {
     /// Writes a stretch. Whoever ends the last one ends the file, and has its result.
     fn write(
         &self,
-        job: &Job<'_>,
+        job: &'a Job<'_>,
         beside: &'a dyn Beside,
         range: Range<u64>,
     ) -> Option<Result<Finished, Failure>> {
@@ -203,7 +234,7 @@ impl<'a> Large<'a> {
     /// The open file; nothing if writing it has failed already.
     fn writing(
         &self,
-        job: &Job<'_>,
+        job: &'a Job<'_>,
         beside: &'a dyn Beside,
     ) -> Result<Option<Arc<Box<dyn Writing + 'a>>>, Failure> {
         let mut state = self.state();
@@ -212,7 +243,7 @@ impl<'a> Large<'a> {
         }
         if state.writing.is_none() {
             let entry = &job.contents.listing().entries()[self.file.1];
-            state.writing = Some(Arc::new(beside.file(self.file.0, entry, job.reread)?));
+            state.writing = Some(Arc::new(beside.file(self.file.0, entry)?));
         }
         Ok(state.writing.clone())
     }
@@ -224,7 +255,7 @@ fn write_whole(
     (part, item): (usize, usize),
 ) -> Result<Finished, Failure> {
     let entry = &job.contents.listing().entries()[item];
-    let writing = beside.file(part, entry, job.reread)?;
+    let writing = beside.file(part, entry)?;
     write_stretch(job, &*writing, item, 0..entry.meta.size.0)?;
     writing.finish()
 }
@@ -252,7 +283,7 @@ fn reread(job: &Job<'_>, beside: &dyn Beside, (part, item): (usize, usize)) -> R
         job.progress.advance(Bytes(length as u64));
         Ok(length)
     })?;
-    let mut finished = Finished { problems: Vec::new(), is_compared: true };
+    let mut finished = Finished::default();
     if !is_same {
         let what = "reads back otherwise than it was written: the disk may be failing";
         finished.problems.push(Problem::missing(&entry.path, what, "restore to another disk"));

@@ -15,7 +15,10 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use jiff::Timestamp;
@@ -26,8 +29,8 @@ use model::{
 };
 use rustix::{
     fs::{
-        AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, chmodat, chownat, fchmod,
-        fchown, futimens, utimensat,
+        AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, chmodat, chownat,
+        fchmod, fchown, fstat, futimens, utimensat,
     },
     io::Errno,
 };
@@ -38,7 +41,7 @@ pub(super) const PERMISSIONS: u32 = 0o7777;
 /// A name in an open directory: no path to it is ever followed twice.
 #[derive(Debug)]
 pub(super) struct Place {
-    pub dir: OwnedFd,
+    pub dir: Arc<OwnedFd>,
     pub name: OsString,
 }
 
@@ -47,7 +50,7 @@ impl Place {
     pub fn below(root: &OwnedFd, path: &Path) -> io::Result<Self> {
         let name = path.file_name().ok_or(Errno::INVAL)?.to_owned();
         let above = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Ok(Self { dir: open_dir(root, above)?, name })
+        Ok(Self { dir: Arc::new(open_dir(root, above)?), name })
     }
 
     /// A path by which system calls that take no directory reach it.
@@ -99,10 +102,12 @@ impl Setter {
                 problems.push(not_set(&item.path, what, &error));
             }
         };
-        let owned = self.set_owner(on, &item.meta);
+        let before = on.found();
+        let owned = self.set_owner(on, &item.meta, before.as_ref());
         let is_own = matches!(owned, Ok(true));
         note("the owner", owned.map(|_| ()));
-        for attribute in self.own(&item.meta.xattrs) {
+        let attributes = self.own(&item.meta.xattrs);
+        for attribute in &attributes {
             let name = OsStr::from_bytes(&attribute.name);
             let what = format!("the attribute {}", name.to_string_lossy());
             note(&what, on.set_attribute(name, &attribute.value));
@@ -110,14 +115,19 @@ impl Setter {
         if !matches!(item.kind, Kind::Symlink(_)) {
             // Set-id bits for somebody else's sake are worse than none.
             let bits = if is_own { item.meta.mode & PERMISSIONS } else { item.meta.mode & 0o1777 };
-            note("the mode", on.set_mode(bits));
+            // Access rules among the attributes would have changed it.
+            let is_so = attributes.is_empty() && before.is_some_and(|b| b.st_mode & PERMISSIONS == bits);
+            note("the mode", if is_so { Ok(()) } else { on.set_mode(bits) });
         }
         note("the times", on.set_times(&item.meta));
         problems
     }
 
     /// Whether the owner is now the listed one; not being allowed to set it is counted, not an error.
-    fn set_owner(&self, on: &On<'_>, meta: &Meta) -> io::Result<bool> {
+    fn set_owner(&self, on: &On<'_>, meta: &Meta, before: Option<&Stat>) -> io::Result<bool> {
+        if before.is_some_and(|b| (b.st_uid, b.st_gid) == (meta.uid, meta.gid)) {
+            return Ok(true);
+        }
         let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
         if self.privileged {
             return on.set_owner(Some(uid), Some(gid)).map(|()| true).map_err(io::Error::from);
@@ -175,6 +185,14 @@ enum On<'a> {
 }
 
 impl On<'_> {
+    /// What a new file has already: setting that again would cost more than looking.
+    fn found(&self) -> Option<Stat> {
+        match self {
+            Self::Name(_) => None,
+            Self::Open(file) => fstat(file).ok(),
+        }
+    }
+
     fn set_owner(&self, uid: Option<Uid>, gid: Option<Gid>) -> rustix::io::Result<()> {
         match self {
             Self::Name(place) => chownat(&place.dir, &place.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW),

@@ -4,12 +4,12 @@
 //! what cannot be removed stays in the journal for `thaw` or the next run.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fs::File,
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use model::{
@@ -24,7 +24,7 @@ use model::{
 use rustix::fs::{AtFlags, FileType, Mode};
 
 use super::{
-    attributes::{Place, Setter, forget_inherited},
+    attributes::{Place, Setter, forget_inherited, open_dir},
     direct::Buffers,
     swap::{self, SwapError, exists},
     verify,
@@ -49,7 +49,14 @@ pub(super) struct LocalBeside<'a> {
     setter: Setter,
     buffers: Buffers,
     areas: BTreeMap<PathBuf, Area>,
+    reached: Mutex<VecDeque<Reached>>,
 }
+
+/// A directory that something was written in, by its part and its path in the backup.
+type Reached = (usize, PathBuf, Arc<OwnedFd>);
+
+/// So many such directories are kept open: files are written directory by directory, by a few threads.
+const REACHED: usize = 32;
 
 impl<'a> LocalBeside<'a> {
     /// Makes the staging directories.
@@ -66,6 +73,7 @@ impl<'a> LocalBeside<'a> {
             setter: Setter::new(plan.privileged),
             buffers: Buffers::default(),
             areas: BTreeMap::new(),
+            reached: Mutex::default(),
         };
         let dirs = plan.parts.iter().map(|p| &p.beside).chain(plan.drops.iter().map(|d| &d.beside));
         for dir in dirs {
@@ -109,8 +117,34 @@ impl<'a> LocalBeside<'a> {
     /// Where an object of the backup is written.
     pub fn place(&self, part: usize, path: &Path) -> Result<Place, Failure> {
         let area = self.area(&self.plan.parts[part])?;
-        let relative = self.relative(part, path);
-        Place::below(&area.dir, &relative).map_err(|e| cannot("reached", path, e))
+        let fail = |error| cannot("reached", path, error);
+        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+            return Place::below(&area.dir, &self.relative(part, path)).map_err(fail);
+        };
+        if path == self.plan.parts[part].from {
+            return Place::below(&area.dir, &self.relative(part, path)).map_err(fail);
+        }
+        let is_it = |known: &&Reached| known.0 == part && known.1 == above;
+        let known = self.reached().iter().find(is_it).map(|known| Arc::clone(&known.2));
+        let dir = match known {
+            Some(dir) => dir,
+            None => self.reach(part, above, area).map_err(fail)?,
+        };
+        Ok(Place { dir, name: name.to_owned() })
+    }
+
+    fn reach(&self, part: usize, above: &Path, area: &Area) -> io::Result<Arc<OwnedFd>> {
+        let dir = Arc::new(open_dir(&area.dir, &self.relative(part, above))?);
+        let mut reached = self.reached();
+        if reached.len() >= REACHED {
+            reached.pop_back();
+        }
+        reached.push_front((part, above.to_owned(), Arc::clone(&dir)));
+        Ok(dir)
+    }
+
+    fn reached(&self) -> MutexGuard<'_, VecDeque<Reached>> {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same as a path relative to the staging directory.
@@ -333,15 +367,8 @@ impl Beside for LocalBeside<'_> {
             .collect())
     }
 
-    fn file(&self, part: usize, item: &Listed, compare: bool) -> Result<Box<dyn Writing + '_>, Failure> {
-        let item = self.listing.find(&item.path).ok_or_else(|| {
-            Failure::new(
-                FailureKind::Other,
-                format!("{} is not in the backup", pathtext::show(&item.path)),
-                "",
-            )
-        })?;
-        let ways = Ways { setter: &self.setter, buffers: &self.buffers, compare };
+    fn file<'s>(&'s self, part: usize, item: &'s Listed) -> Result<Box<dyn Writing + 's>, Failure> {
+        let ways = Ways { setter: &self.setter, buffers: &self.buffers };
         Ok(Box::new(NewFile::create(self.place(part, &item.path)?, item, ways)?))
     }
 
@@ -385,14 +412,7 @@ impl Beside for LocalBeside<'_> {
         Ok(problems)
     }
 
-    fn reread(&self, part: usize, item: &Listed) -> Result<Box<dyn Reading + '_>, Failure> {
-        let item = self.listing.find(&item.path).ok_or_else(|| {
-            Failure::new(
-                FailureKind::Other,
-                format!("{} is not in the backup", pathtext::show(&item.path)),
-                "",
-            )
-        })?;
+    fn reread<'s>(&'s self, part: usize, item: &'s Listed) -> Result<Box<dyn Reading + 's>, Failure> {
         Ok(Box::new(WrittenFile::open(&self.place(part, &item.path)?, item)?))
     }
 

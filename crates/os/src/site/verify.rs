@@ -1,12 +1,16 @@
 //! Compares what was written with the listing, entry by entry.
 //!
+//! Extended attributes of a regular file are compared when it is written, while it is open; nobody else can reach it
+//! after that. Everything that one look at a name tells is compared at the end, of all names.
+//!
 //! Crash story: reads only.
 
 use std::{
     collections::HashMap,
     ffi::OsString,
+    fs::File,
     io,
-    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +20,7 @@ use model::{
     problem::Problem,
     restore::Listed,
 };
+use rustix::fs::{AtFlags, FileType, Stat};
 
 use super::{
     attributes::{PERMISSIONS, Place, Setter, is_for_everyone},
@@ -31,13 +36,17 @@ pub(super) fn all(beside: &LocalBeside<'_>) -> Result<Vec<Problem>, Failure> {
     let mut inodes: HashMap<(usize, &Path), u64> = HashMap::new();
     for (part, item) in beside.items() {
         let place = beside.place(part, &item.path)?;
-        match std::fs::symlink_metadata(place.path()) {
+        match look(&place) {
             Ok(found) => {
                 seen[part] += 1;
-                inodes.insert((part, &item.path), found.ino());
-                if item.kind != Kind::Dir {
-                    compare(&place, &found, item, setter, &mut problems);
-                } else if !found.is_dir() {
+                if item.kind == Kind::File && item.meta.links > 1 {
+                    inodes.insert((part, &item.path), found.st_ino);
+                }
+                if item.kind == Kind::File {
+                    compare(&At::Name(&place), &found, item, setter, &mut problems);
+                } else if item.kind != Kind::Dir {
+                    compare_all(&At::Name(&place), &found, item, setter, &mut problems);
+                } else if !is_kind(&found, &item.kind, &At::Name(&place)) {
                     problems.push(Problem::missing(&item.path, "is not a directory", "restore again"));
                 }
             }
@@ -66,65 +75,93 @@ pub(super) fn all(beside: &LocalBeside<'_>) -> Result<Vec<Problem>, Failure> {
     Ok(problems)
 }
 
-/// Compares one object.
-pub(super) fn one(place: &Place, item: &Listed, setter: &Setter, problems: &mut Vec<Problem>) {
-    match std::fs::symlink_metadata(place.path()) {
-        Ok(found) => compare(place, &found, item, setter, problems),
-        Err(error) => problems.push(Problem::missing(&item.path, format!("was not restored: {error}"), "")),
-    }
+/// Where an object is.
+enum At<'a> {
+    Name(&'a Place),
+    Open(&'a File),
 }
 
-fn compare(
-    place: &Place,
-    found: &std::fs::Metadata,
+fn look(place: &Place) -> rustix::io::Result<Stat> {
+    rustix::fs::statat(&place.dir, &place.name, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// Compares one object.
+pub(super) fn one(place: &Place, item: &Listed, setter: &Setter, problems: &mut Vec<Problem>) {
+    compared(look(place), &At::Name(place), item, setter, problems);
+}
+
+/// Compares a file that is open.
+pub(super) fn open(file: &File, item: &Listed, setter: &Setter, problems: &mut Vec<Problem>) {
+    compared(rustix::fs::fstat(file), &At::Open(file), item, setter, problems);
+}
+
+fn compared(
+    found: rustix::io::Result<Stat>,
+    at: &At<'_>,
     item: &Listed,
     setter: &Setter,
     problems: &mut Vec<Problem>,
 ) {
+    match found {
+        Ok(found) => compare_all(at, &found, item, setter, problems),
+        Err(error) => problems.push(Problem::missing(&item.path, format!("was not restored: {error}"), "")),
+    }
+}
+
+/// Compares everything that is known of an object, its extended attributes included.
+fn compare_all(at: &At<'_>, found: &Stat, item: &Listed, setter: &Setter, problems: &mut Vec<Problem>) {
+    compare(at, found, item, setter, problems);
+    let mut differs = |what: String| problems.push(Problem::weaker(&item.path, what, ""));
+    match attributes(at, item, setter.is_privileged()) {
+        Ok(there) => compare_attributes(&there, item, setter, &mut differs),
+        Err(error) => differs(format!("its attributes cannot be read back: {error}")),
+    }
+}
+
+/// Compares what a look at an object tells.
+fn compare(at: &At<'_>, found: &Stat, item: &Listed, setter: &Setter, problems: &mut Vec<Problem>) {
     let mut differs = |what: String| problems.push(Problem::weaker(&item.path, what, ""));
     let meta = &item.meta;
-    if !is_kind(found, &item.kind, place) {
+    if !is_kind(found, &item.kind, at) {
         let what = "is not of the kind that it was";
         return problems.push(Problem::missing(&item.path, what, "restore again"));
     }
-    if item.kind == Kind::File && found.len() != meta.size.0 {
-        let what = format!("has {} bytes instead of {}", found.len(), meta.size.0);
+    let size = u64::try_from(found.st_size).unwrap_or(0);
+    if item.kind == Kind::File && size != meta.size.0 {
+        let what = format!("has {size} bytes instead of {}", meta.size.0);
         return problems.push(Problem::missing(&item.path, what, "restore again"));
     }
-    let mode = found.mode() & PERMISSIONS;
+    let mode = found.st_mode & PERMISSIONS;
     let wanted = meta.mode & PERMISSIONS;
-    let owned = (found.uid(), found.gid()) == (meta.uid, meta.gid);
+    let owned = (found.st_uid, found.st_gid) == (meta.uid, meta.gid);
     let is_link = matches!(item.kind, Kind::Symlink(_));
     // Without root, set-id bits of somebody else's files were left out, and noted.
     if !is_link && mode != wanted && (owned || mode != wanted & 0o1777) {
         differs(format!("has the mode {mode:o} instead of {wanted:o}"));
     }
     if setter.is_privileged() && !owned {
-        let (uid, gid) = (found.uid(), found.gid());
+        let (uid, gid) = (found.st_uid, found.st_gid);
         differs(format!("belongs to {uid}:{gid} instead of {}:{}", meta.uid, meta.gid));
     }
-    let mtime = i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec());
+    let mtime = i128::from(found.st_mtime) * 1_000_000_000 + i128::from(found.st_mtime_nsec);
     if mtime != meta.mtime.as_nanosecond() {
         differs("does not have the time that it had".to_owned());
     }
-    match attributes(place, item, setter.is_privileged()) {
-        Ok(there) => compare_attributes(&there, item, setter, &mut differs),
-        Err(error) => differs(format!("its attributes cannot be read back: {error}")),
-    }
 }
 
-fn is_kind(found: &std::fs::Metadata, kind: &Kind, place: &Place) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    let is = found.file_type();
-    match kind {
-        Kind::File => is.is_file(),
-        Kind::Dir => is.is_dir(),
-        Kind::Symlink(target) => {
-            is.is_symlink() && std::fs::read_link(place.path()).is_ok_and(|t| t == *target)
+fn is_kind(found: &Stat, kind: &Kind, at: &At<'_>) -> bool {
+    let is = FileType::from_raw_mode(found.st_mode);
+    match (kind, at) {
+        (Kind::File, _) => is == FileType::RegularFile,
+        (Kind::Dir, _) => is == FileType::Directory,
+        (Kind::Symlink(target), At::Name(place)) => {
+            let there = rustix::fs::readlinkat(&place.dir, &place.name, Vec::new());
+            there.is_ok_and(|there| there.as_bytes() == target.as_os_str().as_bytes())
         }
-        Kind::BlockDevice(device) => is.is_block_device() && found.rdev() == *device,
-        Kind::CharDevice(device) => is.is_char_device() && found.rdev() == *device,
-        Kind::Fifo => is.is_fifo(),
+        (Kind::Symlink(_), At::Open(_)) => false,
+        (Kind::BlockDevice(device), _) => is == FileType::BlockDevice && found.st_rdev == *device,
+        (Kind::CharDevice(device), _) => is == FileType::CharacterDevice && found.st_rdev == *device,
+        (Kind::Fifo, _) => is == FileType::Fifo,
     }
 }
 
@@ -144,9 +181,13 @@ fn compare_attributes(there: &[Xattr], item: &Listed, setter: &Setter, differs: 
     }
 }
 
-fn attributes(place: &Place, item: &Listed, privileged: bool) -> io::Result<Vec<Xattr>> {
-    let path = place.path();
-    let names: Vec<OsString> = match xattr::list(&path) {
+fn attributes(at: &At<'_>, item: &Listed, privileged: bool) -> io::Result<Vec<Xattr>> {
+    use xattr::FileExt as _;
+    let listed = match at {
+        At::Name(place) => xattr::list(place.path()),
+        At::Open(file) => file.list_xattr(),
+    };
+    let names: Vec<OsString> = match listed {
         Ok(names) => names.collect(),
         Err(error) if error.kind() == io::ErrorKind::Unsupported => Vec::new(),
         Err(error) => return Err(error),
@@ -156,7 +197,11 @@ fn attributes(place: &Place, item: &Listed, privileged: bool) -> io::Result<Vec<
         if !privileged && !is_for_everyone(name.as_bytes()) {
             continue;
         }
-        match xattr::get(&path, &name) {
+        let got = match at {
+            At::Name(place) => xattr::get(place.path(), &name),
+            At::Open(file) => file.get_xattr(&name),
+        };
+        match got {
             Ok(Some(value)) => found.push(Xattr { name: name.as_bytes().to_vec(), value }),
             Ok(None) => {}
             // A file that this user may not read shows the names of its attributes, but not their values.

@@ -1,7 +1,6 @@
 //! Writing one regular file.
 //!
-//! Crash story: the file is new, in a staging directory that nobody else can enter, closed to others until it
-//! has all its bytes; dropped unfinished, it is removed.
+//! Crash story: the file is new, in a staging directory that nobody else can enter; dropped unfinished, it is removed.
 
 use std::{
     fs::File,
@@ -26,6 +25,7 @@ use rustix::{
 use super::{
     attributes::{PERMISSIONS, Place, Setter},
     direct::{self, Batches, Buffers, STEP},
+    verify,
 };
 use crate::staging::is_no_space;
 
@@ -36,8 +36,6 @@ const SHORTEST_HOLE: usize = 4096;
 pub(super) struct Ways<'a> {
     pub setter: &'a Setter,
     pub buffers: &'a Buffers,
-    /// What is written is read back where that is cheap.
-    pub compare: bool,
 }
 
 /// A file that is being written.
@@ -59,13 +57,15 @@ impl<'a> NewFile<'a> {
     pub fn create(place: Place, item: &'a Listed, ways: Ways<'a>) -> Result<Self, Failure> {
         let fail = |error: io::Error| cannot("made", &item.path, error);
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat(&place.dir, &place.name, flags, Mode::RUSR | Mode::WUSR);
+        // Mostly this is what it will stay. Nobody else can come here.
+        let mode = Mode::from_raw_mode(item.meta.mode & 0o777) | Mode::RUSR | Mode::WUSR;
+        let opened = rustix::fs::openat(&place.dir, &place.name, flags, mode);
         let file = File::from(opened.map_err(|error| fail(error.into()))?);
         let (appended, reaches) = (AtomicU64::new(0), AtomicU64::new(0));
         let mut new = Self { file, direct: None, place, item, ways, appended, reaches, is_finished: false };
         if item.meta.size.0 >= direct::FROM && direct::is_for(&new.file) {
             new.file.set_len(item.meta.size.0).map_err(fail)?;
-            let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             // A disk that cannot do it is written to through the cache.
             let opened = rustix::fs::openat(&new.place.dir, &new.place.name, flags, Mode::empty());
             new.direct = opened.ok().map(File::from);
@@ -94,7 +94,7 @@ impl<'a> NewFile<'a> {
 impl Writing for NewFile<'_> {
     fn stretch(&self, range: Range<u64>) -> Result<Box<dyn Stretch + '_>, Failure> {
         let direct = self.direct.as_ref();
-        let way = direct.map(|file| Batches::new(file, self.ways.buffers, range.clone(), self.ways.compare));
+        let way = direct.map(|file| Batches::new(file, self.ways.buffers, range.clone()));
         Ok(Box::new(NewStretch { of: self, rest: range, way }))
     }
 
@@ -111,8 +111,11 @@ impl Writing for NewFile<'_> {
             self.file.set_len(size).map_err(|error| self.failed(error))?;
         }
         self.is_finished = true;
-        let problems = self.ways.setter.set_open(&self.file, self.item);
-        Ok(Finished { problems, is_compared: self.ways.compare && (self.direct.is_some() || size == 0) })
+        let mut problems = self.ways.setter.set_open(&self.file, self.item);
+        if problems.is_empty() {
+            verify::open(&self.file, self.item, self.ways.setter, &mut problems);
+        }
+        Ok(Finished { problems })
     }
 }
 

@@ -138,6 +138,9 @@ pub struct RestoreArgs {
     /// Restore in place although the backup is known to lack something, which is lost then
     #[arg(long, requires = "in_place")]
     pub accept_incomplete: bool,
+    /// Read everything back from the disk and compare it before the directory appears; in place this is always done
+    #[arg(long)]
+    pub read_back: bool,
     /// Do not ask before overwriting
     #[arg(long)]
     pub yes: bool,

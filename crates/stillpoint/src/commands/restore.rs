@@ -69,6 +69,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Outcome {
     let logs = recover::ready(&run, application, &mut repository, recovery.as_ref())?;
     let cut = repository.cut_record(&backup.id).map_err(Failure::from)?;
     let mut request = restore::request(&run, application, backup, target, args.accept_incomplete);
+    request.read_back = args.read_back;
     request.servers = served::sources(application, cut.as_ref());
     for server in &request.servers {
         request.keep_out.extend(server.record.roots.iter().map(|root| root.path.clone()));

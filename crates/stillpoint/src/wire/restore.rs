@@ -59,6 +59,7 @@ pub fn request(
         accept_incomplete,
         servers: vec![],
         only: vec![],
+        read_back: false,
     }
 }
 
@@ -103,14 +104,13 @@ fn execute_with(
     let stop = hooks.map(|hooks| {
         Box::new(StopHook::new(hooks.stop.clone(), hooks.start.clone(), run.journal())) as Box<dyn Hold>
     });
-    restore::run_with(plan, &job(run, contents, progress, true), stop, servers)
+    restore::run_with(plan, &job(run, contents, progress), stop, servers)
 }
 
 fn job<'a>(
     run: &'a Run<'_>,
     contents: &'a dyn Contents,
     progress: &'a dyn Progress,
-    reread: bool,
 ) -> Job<'a> {
     Job {
         contents,
@@ -119,7 +119,6 @@ fn job<'a>(
         clock: &*run.clock,
         progress,
         threads: threads(),
-        reread,
     }
 }
 
@@ -247,12 +246,13 @@ pub fn extract(
     let request = Request {
         target: Target::Directory { dir: dir.to_owned() },
         keep_out: Vec::new(),
+        read_back: false,
         has_hooks: false,
         only,
         ..request.clone()
     };
     let plan = restore::plan(&request, contents, &LocalSite)?;
-    let report = restore::run(&plan, &job(run, contents, progress, false), None)?;
+    let report = restore::run(&plan, &job(run, contents, progress), None)?;
     match report.problems.iter().find(|problem| problem.effect == Effect::Missing) {
         None => Ok(()),
         Some(problem) => {

@@ -57,6 +57,7 @@ pub fn request(target: Target, pins: &[(&str, &Path)]) -> Request {
         application: AppName::new("hydro").unwrap(),
         backup: stored(pins),
         target,
+        read_back: true,
         keep_out: vec![],
         has_hooks: false,
         accept_incomplete: false,
@@ -80,7 +81,6 @@ pub fn execute(
         clock,
         progress: &Silent,
         threads: 3,
-        reread: true,
     };
     run(plan, &job, None)
 }

@@ -182,6 +182,7 @@ impl Scene<'_> {
             backup,
             target,
             keep_out: vec![],
+            read_back: false,
             has_hooks: false,
             accept_incomplete: false,
             servers: vec![],
@@ -218,7 +219,7 @@ impl Scene<'_> {
                 continue;
             }
             let bytes = &self.then[&item.path];
-            let file = ok(beside.file(part, item, true));
+            let file = ok(beside.file(part, item));
             for (number, stretch) in bytes.chunks(STRETCH as usize).enumerate() {
                 append(&*file, number as u64 * STRETCH, stretch);
             }
@@ -379,11 +380,11 @@ pub fn what_was_not_written_is_missed(bench: &dyn Bench) {
     let Some((part, item)) = work.files.into_iter().find(|(_, item)| entries[*item].path == lost) else {
         panic!("the file is to be written");
     };
-    let file = ok(beside.file(part, &entries[item], false));
+    let file = ok(beside.file(part, &entries[item]));
     append(&*file, 0, b"th");
     drop(file);
     assert!(ok(beside.verify()).iter().any(is_lost));
-    let file = ok(beside.file(part, &entries[item], false));
+    let file = ok(beside.file(part, &entries[item]));
     append(&*file, 0, b"th");
     assert!(matches!(file.finish(), Err(failure) if failure.kind == FailureKind::Damaged));
     assert!(ok(beside.verify()).iter().any(is_lost));

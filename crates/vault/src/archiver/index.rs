@@ -228,6 +228,14 @@ impl Index {
         Some((inner.packs.get(entry.pack() as usize)?.name, entry.spot))
     }
 
+    /// What is at a place: its name, the name of its pack and the spot in it; nothing if no index names it.
+    pub(crate) fn at(&self, place: Place) -> Option<(Name, Name, Spot)> {
+        let inner = self.inner();
+        let entry = inner.entries.get(place as usize)?;
+        let pack = inner.packs.get(entry.pack() as usize)?;
+        (pack.standing == Standing::Indexed).then_some((entry.name, pack.name, entry.spot))
+    }
+
     /// The names of blobs.
     pub(crate) fn names(&self, places: &[Place]) -> Vec<Name> {
         let inner = self.inner();

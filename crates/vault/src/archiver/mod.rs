@@ -44,8 +44,8 @@ use rustic_core::repofile::{BlobType, ConfigFile};
 pub(crate) use self::{
     blobs::Blobs,
     carry::{Carry, Frozen, Older, digest, recorded},
-    index::{Index, Lost, Place},
-    load::packs,
+    index::{Index, Lost, Place, Spot},
+    load::{load, packs},
     name::Name,
     node::{StoredKind, StoredNode},
     parent::{Base, Contents},

@@ -89,9 +89,6 @@ impl SecretKey {
         self.cipher().decrypt(nonce, body).map_err(|_| Undecryptable)
     }
 
-    /// What a sealed blob has more than its content, in bytes.
-    pub(crate) const OVERHEAD: u32 = (NONCE + TAG) as u32;
-
     /// Authenticates, and decrypts where it is; the content within it.
     pub(crate) fn decrypt_in_place<'s>(&self, sealed: &'s mut [u8]) -> Result<&'s [u8], Undecryptable> {
         let (nonce, body) = sealed.split_at_mut_checked(NONCE).ok_or(Undecryptable)?;

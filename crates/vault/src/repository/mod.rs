@@ -31,6 +31,8 @@ mod shelf;
 mod snapshot;
 pub(crate) mod source;
 mod store;
+mod tree;
+mod walk;
 
 pub use check::{CheckReport, Depth};
 pub use error::{LibraryError, RepositoryError, StorageError};

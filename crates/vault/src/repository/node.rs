@@ -10,7 +10,10 @@ use std::{
 };
 
 use jiff::Timestamp;
-use model::entry::{Entry, Kind, Xattr};
+use model::{
+    entry::{Entry, Kind, Meta, Xattr},
+    size::Bytes,
+};
 use rustic_core::repofile::{Metadata, Node, NodeType};
 
 /// Go's file mode bits, in which restic stores modes: <https://pkg.go.dev/io/fs#FileMode>.
@@ -156,6 +159,32 @@ pub(crate) fn unix_mode(kind: &Kind, mode: u32) -> u32 {
     };
     let special_bits = special.iter().filter(|(_, go)| mode & go != 0).map(|(bit, _)| bit).sum::<u32>();
     kind_bits | special_bits | (mode & 0o777)
+}
+
+/// Attributes as they were. Where another program left one out: closed to others, root's, of the epoch.
+pub(crate) fn meta(kind: &Kind, node: &Node) -> Meta {
+    let stored = &node.meta;
+    let mtime = stored.mtime.unwrap_or(Timestamp::UNIX_EPOCH);
+    let mut xattrs: Vec<Xattr> = stored
+        .extended_attributes
+        .iter()
+        .map(|x| Xattr { name: x.name.clone().into_bytes(), value: x.value.clone().unwrap_or_default() })
+        .collect();
+    xattrs.sort_by(|a, b| a.name.cmp(&b.name));
+    let closed = if *kind == Kind::Dir { 0o700 } else { 0o600 };
+    Meta {
+        mode: stored.mode.map_or(closed, |mode| unix_mode(kind, mode)),
+        uid: stored.uid.unwrap_or(0),
+        gid: stored.gid.unwrap_or(0),
+        size: Bytes(if *kind == Kind::File { stored.size } else { 0 }),
+        mtime,
+        atime: stored.atime.unwrap_or(mtime),
+        ctime: stored.ctime.unwrap_or(mtime),
+        inode: stored.inode,
+        device: stored.device_id,
+        links: stored.links,
+        xattrs,
+    }
 }
 
 /// Attributes whose names are UTF-8, as JSON needs them; [`unstorable`] has the others.

@@ -19,6 +19,7 @@ use rustic_core::{
 use super::{
     backend::Backend,
     carry::ReferenceState,
+    blobs::ReadIndex,
     crypt::SecretKey,
     disk::{Disk, RealDisk},
     error::{RepositoryError, StorageError, while_doing},
@@ -48,6 +49,8 @@ pub struct Repository {
     pub(super) key_id: Id,
     pub(super) session: Option<super::store::Session>,
     pub(super) reference: ReferenceState,
+    /// What was last read of the index, for who reads it again at once.
+    pub(super) read_index: ReadIndex,
 }
 
 impl Repository {
@@ -107,6 +110,7 @@ impl Repository {
             key_id,
             session: None,
             reference: ReferenceState::default(),
+            read_index: ReadIndex::default(),
         })
     }
 

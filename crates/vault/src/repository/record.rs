@@ -2,19 +2,17 @@
 //!
 //! Crash story: reads only, without a lock: what a removal takes away meanwhile is reported as unreadable.
 
-use std::ffi::OsStr;
-
 use model::{id::BackupId, record::CutRecord};
-use rustic_core::{
-    BlobId,
-    repofile::{BlobType, Node, SnapshotFile},
-};
+use rustic_core::repofile::SnapshotFile;
 
 use super::{
-    error::{RepositoryError, while_doing},
-    open::{Indexed, Repository},
+    blobs::{Blobs, Unread},
+    error::RepositoryError,
+    open::Repository,
     snapshot::record,
+    tree::{self, Child},
 };
+use crate::archiver::{Name, Place};
 
 impl Repository {
     /// The record of the cut that a backup holds; nothing for a snapshot that another program made.
@@ -26,7 +24,7 @@ impl Repository {
         if record(&snapshot).is_none() {
             return Ok(None);
         }
-        cut_of(&self.indexed()?, &snapshot, backup)
+        cut_of(&self.blobs()?, &snapshot, backup)
     }
 
     /// The same of several backups, with what cannot be read as a value.
@@ -37,13 +35,13 @@ impl Repository {
         &self,
         backups: &[BackupId],
     ) -> Result<Vec<Result<Option<CutRecord>, RepositoryError>>, RepositoryError> {
-        let index = self.indexed()?;
-        Ok(backups.iter().map(|backup| cut_of(&index, &self.snapshot(backup)?, backup)).collect())
+        let parts = self.blobs()?;
+        Ok(backups.iter().map(|backup| cut_of(&parts, &self.snapshot(backup)?, backup)).collect())
     }
 }
 
 fn cut_of(
-    index: &Indexed,
+    parts: &Blobs,
     snapshot: &SnapshotFile,
     backup: &BackupId,
 ) -> Result<Option<CutRecord>, RepositoryError> {
@@ -52,23 +50,29 @@ fn cut_of(
         what: format!("the record of cut {} in backup {} {why}", ours.cut, backup.short()),
     };
     let file = format!("{}.json", ours.cut);
-    let mut tree = snapshot.tree;
+    let mut tree = Name::from_id(&snapshot.tree);
     for dir in ["var", "lib", "stillpoint", "cuts"] {
-        let node = child(index, tree, dir)?.ok_or_else(|| damaged("is missing"))?;
-        tree = node.subtree.ok_or_else(|| damaged("is not where it should be"))?;
+        let found = child(parts, &tree, dir)?.ok_or_else(|| damaged("is missing"))?;
+        tree = found.subtree.ok_or_else(|| damaged("is not where it should be"))?;
     }
-    let node = child(index, tree, &file)?.ok_or_else(|| damaged("is missing"))?;
+    let found = child(parts, &tree, &file)?.ok_or_else(|| damaged("is missing"))?;
+    let places: Option<Vec<Place>> = found.content.iter().map(|name| parts.locate(name)).collect();
+    let places = places.ok_or_else(|| damaged("is in no index"))?;
     let mut text = Vec::new();
-    for id in node.content.unwrap_or_default() {
-        let part = index
-            .get_blob_cached(&BlobId::from(*id), BlobType::Data)
-            .map_err(while_doing("reading the record of a cut"))?;
-        text.extend_from_slice(&part);
+    let read = parts.each(&places, &mut |_, bytes| {
+        text.extend_from_slice(bytes);
+        Ok(())
+    });
+    match read {
+        Ok(()) => serde_json::from_slice(&text).map(Some).map_err(|_| damaged("cannot be understood")),
+        Err(Unread::Damaged(error)) => Err(error),
+        Err(Unread::Refused(failure)) => Err(damaged(&failure.what)),
     }
-    serde_json::from_slice(&text).map(Some).map_err(|_| damaged("cannot be understood"))
 }
 
-fn child(index: &Indexed, tree: rustic_core::TreeId, name: &str) -> Result<Option<Node>, RepositoryError> {
-    let read = index.get_tree(&tree).map_err(while_doing("reading a stored directory"))?;
-    Ok(read.nodes.into_iter().find(|node| node.name() == OsStr::new(name)))
+fn child(parts: &Blobs, tree: &Name, name: &str) -> Result<Option<Child>, RepositoryError> {
+    let children = tree::parse(&parts.tree(tree)?).map_err(|error| RepositoryError::Damaged {
+        what: format!("the stored directory {} cannot be understood: {error}", tree.short()),
+    })?;
+    Ok(children.into_iter().find(|child| child.name == name))
 }

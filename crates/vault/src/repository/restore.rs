@@ -1,46 +1,35 @@
 //! Reading a backup for a restore: the port [`Fetch`].
 //!
 //! rustic_core's own restore panics when the disk is full and only logs what it could not set, and its reading does not
-//! compare names; so only its index is used, and [`Blobs`] reads.
+//! compare names; so [`Blobs`] reads, by an index of our own.
 //!
 //! Crash story: reads only, under restic's shared lock, which is journalled before it is made. Writers may run
 //! beside us; whoever deletes is kept out by the lock. A repository that cannot be written to is read without.
 
 use std::{
     collections::HashMap,
-    ffi::OsStr,
     ops::Range,
-    os::unix::ffi::OsStrExt,
-    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use jiff::Timestamp;
 use model::{
-    entry::{Kind, Meta, Xattr, tree_order},
+    entry::Kind,
     id::BackupId,
     pathtext,
     port::{Failure, FailureKind},
     port_restore::{Contents, Fetch, STRETCH, Sink, Tap},
     problem::{Effect, Problem},
     restore::{Listed, Listing},
-    size::Bytes,
-};
-use rustic_core::{
-    BlobId, DataId, TreeId,
-    repofile::{BlobType, Node, NodeType, Tree},
 };
 
 use super::{
-    blobs::{Blobs, Unread, name_of},
+    blobs::{Blobs, Unread},
     error::RepositoryError,
     lock::{Lock, LockKind},
-    node,
     open::Repository,
+    walk::{self, Stored as Found},
 };
-
-/// No path that Linux takes is longer (`PATH_MAX`), so nothing below it is followed.
-const LONGEST_PATH: usize = 4096;
+use crate::archiver::{Name, Place};
 
 impl Fetch for Repository {
     fn open(&mut self, backup: &BackupId) -> Result<Box<dyn Contents + '_>, Failure> {
@@ -56,27 +45,27 @@ impl Repository {
             Err(error) => return Err(error.into()),
         };
         let snapshot = self.snapshot(backup)?;
-        let parts = Blobs::new(self.indexed()?, Arc::clone(&self.backend), self.locks.key.clone());
-        let mut walk = Walk { parts: &parts, found: Vec::new(), problems: Vec::new() };
+        let parts = self.blobs()?;
+        let mut found = walk::all(&parts, Name::from_id(&snapshot.tree))?;
         if let Some(error) = unlocked {
             let what = format!("the repository is read without a lock: {error}");
-            walk.problems.push(Problem::new(Effect::Note, None, what, "let nobody prune it meanwhile"));
+            found.problems.insert(0, Problem::new(Effect::Note, None, what, "let nobody prune it meanwhile"));
         }
-        walk.enter(Path::new("/"), snapshot.tree)?;
-        let Walk { mut found, mut problems, .. } = walk;
-        found.sort_by(|a, b| tree_order(&a.0.path, &b.0.path));
-        part_unequal(&mut found, &mut problems);
-        let (listed, blobs) = found.into_iter().unzip();
-        let listing = Listing::new(listed, problems)?;
-        Ok(Stored { listing, blobs, parts, ends: Mutex::default(), _lock: lock })
+        part_unequal(&mut found);
+        let Found { entries, contents, places, problems } = found;
+        let listing = Listing::new(entries, problems)?;
+        // It is not needed any more for anything but this backup.
+        self.forget_index();
+        Ok(Stored { listing, contents, places, parts, ends: Mutex::default(), _lock: lock })
     }
 }
 
 /// One backup, open for reading.
 struct Stored {
     listing: Listing,
-    /// The content of each item of the listing.
-    blobs: Vec<Vec<DataId>>,
+    /// The content of each item of the listing, as a stretch of the places.
+    contents: Vec<Range<u32>>,
+    places: Vec<Place>,
     parts: Blobs,
     /// Of large items that are read: where each of their parts ends, in bytes.
     ends: Mutex<HashMap<usize, Arc<[u64]>>>,
@@ -84,9 +73,10 @@ struct Stored {
 }
 
 impl Stored {
-    fn item(&self, item: usize) -> Result<(&Listed, &[DataId]), Failure> {
-        match (self.listing.entries().get(item), self.blobs.get(item)) {
-            (Some(entry), Some(blobs)) if entry.kind == Kind::File => Ok((entry, blobs)),
+    fn item(&self, item: usize) -> Result<(&Listed, &[Place]), Failure> {
+        let content = self.contents.get(item).map(|at| at.start as usize..at.end as usize);
+        match (self.listing.entries().get(item), content.and_then(|at| self.places.get(at))) {
+            (Some(entry), Some(places)) if entry.kind == Kind::File => Ok((entry, places)),
             _ => Err(Failure::new(FailureKind::Other, "there is no such file in the backup", "")),
         }
     }
@@ -94,15 +84,16 @@ impl Stored {
     /// Where each part of an item ends, in bytes; the last at its listed size.
     fn ends(&self, item: usize) -> Result<Arc<[u64]>, Failure> {
         let known = || self.ends.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(ends) = known().get(&item) {
-            return Ok(Arc::clone(ends));
+        let (entry, places) = self.item(item)?;
+        let is_large = entry.meta.size.0 > STRETCH;
+        if let Some(ends) = is_large.then(|| known().get(&item).map(Arc::clone)).flatten() {
+            return Ok(ends);
         }
-        let (entry, blobs) = self.item(item)?;
-        let mut size = 0;
-        let mut ends = Vec::with_capacity(blobs.len());
-        for id in blobs {
-            let part = self.parts.size(BlobType::Data, &BlobId::from(**id));
-            size += u64::from(part.map_err(|error| damaged(entry, MISSING_PART).because(error))?);
+        let mut size: u64 = 0;
+        let mut ends = Vec::with_capacity(places.len());
+        for place in places {
+            let part = self.parts.at(*place).map_err(|error| damaged(entry, MISSING_PART).because(error))?;
+            size = size.saturating_add(part.1);
             ends.push(size);
         }
         let listed = entry.meta.size.0;
@@ -111,7 +102,7 @@ impl Stored {
             return Err(damaged(entry, &what));
         }
         let ends: Arc<[u64]> = ends.into();
-        if size > STRETCH {
+        if is_large {
             known().insert(item, Arc::clone(&ends));
         }
         Ok(ends)
@@ -124,16 +115,15 @@ impl Contents for Stored {
     }
 
     fn read(&self, item: usize, range: Range<u64>, sink: &mut Sink<'_>) -> Result<(), Failure> {
-        let (entry, blobs) = self.item(item)?;
+        let (entry, places) = self.item(item)?;
         let ends = self.ends(item)?;
         let first = ends.partition_point(|end| *end <= range.start);
-        let behind = ends.partition_point(|end| *end < range.end).saturating_add(1).min(blobs.len());
+        let behind = ends.partition_point(|end| *end < range.end).saturating_add(1).min(places.len());
         if range.is_empty() || first >= behind {
             return Ok(());
         }
-        let mut ids = blobs[first..behind].iter().map(|id| BlobId::from(**id));
         let mut begin = if first == 0 { 0 } else { ends[first - 1] };
-        let read = self.parts.each(BlobType::Data, &mut ids, &mut |_, bytes| {
+        let read = self.parts.each(&places[first..behind], &mut |_, bytes| {
             let end = begin + bytes.len() as u64;
             let wanted = range.start.max(begin)..range.end.min(end);
             let cut = |at: u64| usize::try_from(at - begin).unwrap_or(bytes.len());
@@ -149,11 +139,12 @@ impl Contents for Stored {
     }
 
     fn matches(&self, item: usize, tap: &mut Tap<'_>) -> Result<bool, Failure> {
-        let (entry, blobs) = self.item(item)?;
+        let (entry, places) = self.item(item)?;
         let mut buffer = Vec::new();
-        for id in blobs {
-            let part = self.parts.size(BlobType::Data, &BlobId::from(**id));
-            buffer.resize(part.map_err(|error| damaged(entry, MISSING_PART).because(error))? as usize, 0);
+        for place in places {
+            let part = self.parts.at(*place).map_err(|error| damaged(entry, MISSING_PART).because(error))?;
+            let (name, size) = part;
+            buffer.resize(usize::try_from(size).unwrap_or(usize::MAX), 0);
             let mut filled = 0;
             while filled < buffer.len() {
                 match tap(&mut buffer[filled..])? {
@@ -161,7 +152,7 @@ impl Contents for Stored {
                     more => filled += more,
                 }
             }
-            if name_of(&buffer) != **id {
+            if Name::of(&buffer) != name {
                 return Ok(false);
             }
         }
@@ -176,145 +167,20 @@ fn damaged(entry: &Listed, what: &str) -> Failure {
     Failure::new(FailureKind::Damaged, format!("{} {what}", pathtext::show(&entry.path)), remedy)
 }
 
-struct Walk<'a> {
-    parts: &'a Blobs,
-    found: Vec<(Listed, Vec<DataId>)>,
-    problems: Vec<Problem>,
-}
-
-impl Walk<'_> {
-    fn enter(&mut self, dir: &Path, tree: TreeId) -> Result<(), Failure> {
-        let mut todo = vec![(dir.to_owned(), tree)];
-        while let Some((dir, tree)) = todo.pop() {
-            match self.directory(tree) {
-                Ok(read) => {
-                    for node in read.nodes {
-                        let path = plain_child(&dir, &node)?;
-                        if let (NodeType::Dir, Some(tree)) = (&node.node_type, node.subtree) {
-                            todo.push((path.clone(), tree));
-                        }
-                        self.take(path, node);
-                    }
-                }
-                Err(error) => {
-                    let what = format!("what it held is lost: {}", Failure::from(error).in_full());
-                    self.problems.push(Problem::missing(dir, what, "restore from another backup or tier"));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn directory(&self, tree: TreeId) -> Result<Tree, RepositoryError> {
-        let stored = self.parts.one(BlobType::Tree, BlobId::from(*tree))?;
-        serde_json::from_slice(&stored).map_err(|error| RepositoryError::Damaged {
-            what: format!("the stored directory {} cannot be understood: {error}", &tree.to_hex()[..8]),
-        })
-    }
-
-    fn take(&mut self, path: PathBuf, node: Node) {
-        let Some(kind) = kind(&node.node_type) else {
-            return self
-                .problems
-                .push(Problem::note(path, "is a socket, which the program that owns it makes anew"));
-        };
-        let meta = meta(&kind, &node);
-        let content = if kind == Kind::File { node.content.unwrap_or_default() } else { Vec::new() };
-        self.found.push((Listed { path, kind, meta }, content));
-    }
-}
-
-/// The path of a child, unless its name is none that a directory can have: a repository that was tampered
-/// with could write outside of the target.
-fn plain_child(dir: &Path, node: &Node) -> Result<PathBuf, Failure> {
-    let name = node.name();
-    let bytes = OsStr::as_bytes(&name);
-    let path = node::child(dir, node);
-    let plain = !matches!(bytes, b"" | b"." | b"..") && !bytes.contains(&b'/') && !bytes.contains(&0);
-    if plain && path.as_os_str().len() < LONGEST_PATH {
-        return Ok(path);
-    }
-    let name = pathtext::show(Path::new(&*name));
-    Err(Failure::new(
-        FailureKind::Refused,
-        format!("the backup lists {name:?} in {}, which no directory can hold", pathtext::show(dir)),
-        "somebody may have tampered with the repository: restore from another tier",
-    ))
-}
-
-fn kind(node: &NodeType) -> Option<Kind> {
-    Some(match node {
-        NodeType::File => Kind::File,
-        NodeType::Dir => Kind::Dir,
-        NodeType::Symlink { .. } => Kind::Symlink(node.to_link().to_owned()),
-        NodeType::Dev { device } => Kind::BlockDevice(*device),
-        NodeType::Chardev { device } => Kind::CharDevice(*device),
-        NodeType::Fifo => Kind::Fifo,
-        NodeType::Socket => return None,
-    })
-}
-
-/// Attributes as they were. Where another program left one out: closed to others, root's, of the epoch.
-pub(super) fn meta(kind: &Kind, node: &Node) -> Meta {
-    let stored = &node.meta;
-    let mtime = stored.mtime.unwrap_or(Timestamp::UNIX_EPOCH);
-    let mut xattrs: Vec<Xattr> = stored
-        .extended_attributes
-        .iter()
-        .map(|x| Xattr { name: x.name.clone().into_bytes(), value: x.value.clone().unwrap_or_default() })
-        .collect();
-    xattrs.sort_by(|a, b| a.name.cmp(&b.name));
-    let closed = if *kind == Kind::Dir { 0o700 } else { 0o600 };
-    Meta {
-        mode: stored.mode.map_or(closed, |mode| node::unix_mode(kind, mode)),
-        uid: stored.uid.unwrap_or(0),
-        gid: stored.gid.unwrap_or(0),
-        size: Bytes(if *kind == Kind::File { stored.size } else { 0 }),
-        mtime,
-        atime: stored.atime.unwrap_or(mtime),
-        ctime: stored.ctime.unwrap_or(mtime),
-        inode: stored.inode,
-        device: stored.device_id,
-        links: stored.links,
-        xattrs,
-    }
-}
-
 /// Names of one inode are restored as one file, unless they were read at different moments and differ.
-fn part_unequal(found: &mut [(Listed, Vec<DataId>)], problems: &mut Vec<Problem>) {
+fn part_unequal(found: &mut Found) {
     let mut first: HashMap<(u64, u64), usize> = HashMap::new();
-    for index in 0..found.len() {
-        let (entry, content) = &found[index];
+    for index in 0..found.entries.len() {
+        let entry = &found.entries[index];
         if entry.kind != Kind::File || entry.meta.links < 2 || entry.meta.inode == 0 {
             continue;
         }
         let original = *first.entry((entry.meta.device, entry.meta.inode)).or_insert(index);
-        if found[original].1 != *content {
+        if found.content(original) != found.content(index) {
             let what = "was a hard link, but was stored with another content than its other names: restored \
                         as a file of its own";
-            problems.push(Problem::note(&entry.path, what));
-            found[index].0.meta.links = 1;
+            found.problems.push(Problem::note(&entry.path, what));
+            found.entries[index].meta.links = 1;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{ffi::OsStr, path::Path};
-
-    use model::port::FailureKind;
-    use rustic_core::repofile::{Metadata, Node, NodeType};
-
-    use super::plain_child;
-
-    #[test]
-    fn no_name_leads_out_of_its_directory() {
-        for name in ["", ".", "..", "a/b", "/etc/passwd", "../x", "x\0"] {
-            let node = Node::new_node(OsStr::new(name), NodeType::File, Metadata::default());
-            let failure = plain_child(Path::new("/srv"), &node).unwrap_err();
-            assert_eq!(failure.kind, FailureKind::Refused, "{name:?}");
-        }
-        let node = Node::new_node(OsStr::new("..."), NodeType::File, Metadata::default());
-        assert_eq!(plain_child(Path::new("/srv"), &node).unwrap(), Path::new("/srv/..."));
     }
 }

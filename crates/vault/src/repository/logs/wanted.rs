@@ -29,8 +29,8 @@ use sha2::Digest as _;
 use super::{
     super::{
         error::{RepositoryError, StorageError},
+        node::meta,
         open::Indexed,
-        restore::meta,
         store::{directory, own_meta},
     },
     read::{contents, walk},

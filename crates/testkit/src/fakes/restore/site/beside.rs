@@ -176,7 +176,7 @@ impl Beside for FakeBeside<'_> {
         Ok(vec![])
     }
 
-    fn file(&self, part: usize, item: &Listed, _: bool) -> Result<Box<dyn Writing + '_>, Failure> {
+    fn file<'s>(&'s self, part: usize, item: &'s Listed) -> Result<Box<dyn Writing + 's>, Failure> {
         self.site.script.step("beside.file")?;
         let path = self.place(part, &item.path);
         let (size, bytes) = (item.meta.size.0, Mutex::default());
@@ -220,7 +220,7 @@ impl Beside for FakeBeside<'_> {
         Ok(vec![])
     }
 
-    fn reread(&self, part: usize, item: &Listed) -> Result<Box<dyn Reading + '_>, Failure> {
+    fn reread<'s>(&'s self, part: usize, item: &'s Listed) -> Result<Box<dyn Reading + 's>, Failure> {
         self.site.script.step("beside.reread")?;
         let none = || Failure::new(FailureKind::Other, "it was not written", "");
         let thing = self.site.state().names.get(&self.place(part, &item.path)).cloned().ok_or_else(none)?;
