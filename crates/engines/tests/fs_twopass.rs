@@ -145,7 +145,8 @@ fn hard_links_sparse_files_and_attributes_come_through() {
 #[test]
 fn what_is_too_large_to_copy_under_the_freeze_is_stored_but_makes_the_cut_weaker() {
     let case = Case::new();
-    let mut pinner = case.pinner(&plan(&case.root)).with_limits(Limits { staged: Bytes(4999) });
+    let mut pinner =
+        case.pinner(&plan(&case.root)).with_limits(Limits { staged: Bytes(4999), ..Limits::default() });
     pinner.prepare(&Known::default()).unwrap();
     fs::write(case.root.join("large"), vec![1; 5000]).unwrap();
     fs::write(case.root.join("small"), vec![2; 4000]).unwrap();
@@ -160,7 +161,8 @@ fn what_is_too_large_to_copy_under_the_freeze_is_stored_but_makes_the_cut_weaker
     pin.release().unwrap();
 
     settle();
-    let mut pinner = case.pinner(&plan(&case.root)).with_limits(Limits { staged: Bytes(4999) });
+    let mut pinner =
+        case.pinner(&plan(&case.root)).with_limits(Limits { staged: Bytes(4999), ..Limits::default() });
     pinner.prepare(&Known::default()).unwrap();
     let mut pin = pinner.pin(soon()).unwrap();
     assert_eq!(pin.harvest(&Silent).unwrap().problems, []);
@@ -171,7 +173,8 @@ fn what_is_too_large_to_copy_under_the_freeze_is_stored_but_makes_the_cut_weaker
 fn much_that_is_young_is_given_a_second_to_settle() {
     let case = Case::new();
     fs::write(case.root.join("large"), vec![1; 70 << 20]).unwrap();
-    let mut pinner = case.pinner(&plan(&case.root)).with_limits(Limits { staged: Bytes(4999) });
+    let mut pinner =
+        case.pinner(&plan(&case.root)).with_limits(Limits { staged: Bytes(4999), ..Limits::default() });
     pinner.prepare(&Known::default()).unwrap();
     let mut pin = pinner.pin(soon()).unwrap();
     assert_eq!(pin.harvest(&Silent).unwrap().problems, []);

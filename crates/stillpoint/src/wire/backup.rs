@@ -3,7 +3,7 @@
 //! Crash story: nothing is held here; see `orchestrate::backup`. The lock of the run is the first thing
 //! taken and the last thing dropped.
 
-use std::time::Instant;
+use std::{panic::resume_unwind, thread, time::Instant};
 
 use engines::sqlite::Fingerprint;
 use model::{
@@ -108,11 +108,20 @@ fn with_job<T>(
 ) -> Result<T, Failure> {
     notes.extend(run.sweep()?.left);
     notes.extend(reference::drop_unwanted(run.inventory, Some(&request.application.relpath)).left);
-    let mut repository = run.open(request.application)?;
+    // Opening a repository is arithmetic, finding out is waiting for files and servers.
+    let (opened, planned) = thread::scope(|scope| {
+        let opened = scope.spawn(|| run.open(request.application));
+        let planned = plan(run, request.application);
+        (opened.join().unwrap_or_else(|panic| resume_unwind(panic)), planned)
+    });
+    let mut repository = opened?;
     repository.use_reference(reference::of(run, request.application));
     let previous = repository.backups()?;
-    let (plan, facts) = plan(run, request.application)?;
-    let fingerprints = Fingerprints::of(&mut repository, &previous);
+    let (plan, facts) = planned?;
+    let fingerprints = match facts.sqlite.is_empty() {
+        true => Fingerprints(Vec::new()),
+        false => Fingerprints::of(&mut repository, &previous),
+    };
     let drivers = drivers::build(run, &plan, &facts, &|source| fingerprints.get(source))?;
     let mut store = Stoppable { store: &mut repository as &mut dyn Store, interrupt: request.interrupt };
     let done = then(Job {

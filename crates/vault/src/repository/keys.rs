@@ -130,8 +130,12 @@ fn stretched(cost: Cost, password: &Password, salt: &[u8]) -> Result<SecretKey, 
 /// Finds the key file that the password opens, cheap ones first.
 pub(crate) fn open(backend: &Backend, password: &Password) -> Result<(Id, SecretKey), RepositoryError> {
     let (mut files, damaged) = read_all(backend)?;
+    if let Some(known) = files.iter().find_map(|(id, _)| Some((*id, password.has_opened(id)?))) {
+        return Ok(known);
+    }
     files.sort_by_key(|(_, file)| file.n);
     if let Some(found) = files.iter().find_map(|(id, file)| Some((*id, unseal(file, password)?))) {
+        password.note_opened(found.0, found.1.clone());
         return Ok(found);
     }
     match damaged.into_iter().next() {

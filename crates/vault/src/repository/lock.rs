@@ -159,9 +159,20 @@ struct Held {
 impl Locks {
     /// Takes a lock, or says who is in the way and has been for a moment.
     pub(crate) fn take(&self, kind: LockKind) -> Result<Lock, RepositoryError> {
+        Ok(self.take_meanwhile(kind, |_| Ok(()))?.0)
+    }
+
+    /// The same, with a task that reads what the lock protects; it is given the lock's file. It runs while the lock
+    /// waits for its second look, and its result is handed out only if that shows nobody: whoever deletes has seen
+    /// this lock before, or is seen then.
+    pub(crate) fn take_meanwhile<T>(
+        &self,
+        kind: LockKind,
+        mut task: impl FnMut(&Path) -> Result<T, RepositoryError>,
+    ) -> Result<(Lock, T), RepositoryError> {
         let begun = Instant::now();
         loop {
-            match self.take_at_once(kind) {
+            match self.try_meanwhile(kind, &mut task) {
                 Err(RepositoryError::Locked { holder, .. })
                     if holder.who.as_ref().is_some_and(|who| who.here && who.age_s < YOUNG_S)
                         && begun.elapsed() < PATIENCE =>
@@ -175,21 +186,33 @@ impl Locks {
 
     /// Takes a lock, or says who is in the way.
     pub(crate) fn take_at_once(&self, kind: LockKind) -> Result<Lock, RepositoryError> {
-        self.refuse_if_conflicting(kind, None)?;
-        let held = self.write(kind)?;
-        thread::sleep(RECHECK);
-        if let Err(refusal) = self.refuse_if_conflicting(kind, Some(&held.path)) {
-            self.remove(held)?;
-            return Err(refusal);
-        }
-        Ok(Lock::kept(self.clone(), kind, held))
+        Ok(self.try_meanwhile(kind, &mut |_| Ok(()))?.0)
     }
 
-    /// Whether nobody holds a lock but the one that is given. A dead one of this host does not count.
-    pub(crate) fn is_alone(&self, own: &Lock) -> Result<bool, RepositoryError> {
-        let own = guard(&own.held).as_ref().map(|held| held.path.clone());
+    fn try_meanwhile<T>(
+        &self,
+        kind: LockKind,
+        task: &mut impl FnMut(&Path) -> Result<T, RepositoryError>,
+    ) -> Result<(Lock, T), RepositoryError> {
+        self.refuse_if_conflicting(kind, None)?;
+        let held = self.write(kind)?;
+        let written = Instant::now();
+        let done = task(&held.path);
+        thread::sleep(RECHECK.saturating_sub(written.elapsed()));
+        // Who is in the way says more than what came of it.
+        match self.refuse_if_conflicting(kind, Some(&held.path)).and(done) {
+            Ok(done) => Ok((Lock::kept(self.clone(), kind, held), done)),
+            Err(refusal) => {
+                self.remove(held)?;
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Whether nobody holds a lock but the one in this file. A dead one of this host does not count.
+    pub(crate) fn is_alone(&self, own: &Path) -> Result<bool, RepositoryError> {
         for path in self.list()? {
-            if own.as_ref() == Some(&path) {
+            if own == path {
                 continue;
             }
             let holder = self.look(&path)?;

@@ -18,8 +18,8 @@ use rustic_core::{
 
 use super::{
     backend::Backend,
-    carry::ReferenceState,
     blobs::ReadIndex,
+    carry::ReferenceState,
     crypt::SecretKey,
     disk::{Disk, RealDisk},
     error::{RepositoryError, StorageError, while_doing},

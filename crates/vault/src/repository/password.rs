@@ -8,16 +8,18 @@ use std::{
     fmt, fs, io,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use jiff::Timestamp;
 use model::pathtext;
 use os::durable;
 use rand::RngCore;
+use rustic_core::Id;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::keys;
+use super::{crypt::SecretKey, keys};
 
 /// Crockford's base 32: no I, L, O, U, so that nothing typed from paper is ambiguous.
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
@@ -25,9 +27,21 @@ const GROUP: usize = 5;
 const RANDOM_DIGITS: usize = 35;
 const ALL_DIGITS: usize = 40;
 
-/// A repository's password. Never shown by `Debug`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Password(String);
+/// A repository's password. Never shown by `Debug`. It and its clones keep in memory which keys it has opened, so that
+/// it is stretched once for each.
+#[derive(Clone)]
+pub struct Password {
+    text: String,
+    opened: Arc<Mutex<Vec<(Id, SecretKey)>>>,
+}
+
+impl PartialEq for Password {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Password {}
 
 impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -85,6 +99,24 @@ pub enum PasswordError {
 }
 
 impl Password {
+    fn of(text: String) -> Self {
+        Self { text, opened: Arc::default() }
+    }
+
+    /// The master key in the key file of this id, if this password has opened it before.
+    pub(crate) fn has_opened(&self, file: &Id) -> Option<SecretKey> {
+        self.opened().iter().find(|(id, _)| id == file).map(|(_, key)| key.clone())
+    }
+
+    /// Takes note of what a key file holds; its id is the hash of its content.
+    pub(crate) fn note_opened(&self, file: Id, key: SecretKey) {
+        self.opened().push((file, key));
+    }
+
+    fn opened(&self) -> MutexGuard<'_, Vec<(Id, SecretKey)>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A new one of 175 random bits: 8 groups of 5 digits, the last group being check digits.
     #[must_use]
     pub fn generate() -> Self {
@@ -92,7 +124,7 @@ impl Password {
         rand::rng().fill_bytes(&mut random);
         let mut digits: Vec<u8> = random.iter().map(|b| ALPHABET[usize::from(b % 32)]).collect();
         digits.extend(check_digits(&digits));
-        Self(grouped(&digits))
+        Self::of(grouped(&digits))
     }
 
     /// Takes what a person chose or typed. A key of ours may be typed in small letters, without dashes, and
@@ -107,9 +139,9 @@ impl Password {
             return Err(PasswordError::Shape);
         }
         match digits_of(text) {
-            Some(digits) if is_checked(&digits) => Ok(Self(grouped(&digits))),
+            Some(digits) if is_checked(&digits) => Ok(Self::of(grouped(&digits))),
             Some(_) if has_groups(text) => Err(PasswordError::Mistyped),
-            _ => Ok(Self(text.to_owned())),
+            _ => Ok(Self::of(text.to_owned())),
         }
     }
 
@@ -137,7 +169,7 @@ impl Password {
     /// # Errors
     /// If it exists already or cannot be written.
     pub fn write_new(&self, path: &Path) -> Result<(), PasswordError> {
-        durable::write_new(path, format!("{}\n", self.0).as_bytes(), 0o600)
+        durable::write_new(path, format!("{}\n", self.text).as_bytes(), 0o600)
             .map_err(|source| PasswordError::Write { path: path.into(), source })
     }
 
@@ -146,20 +178,20 @@ impl Password {
     /// # Errors
     /// If it cannot be written; the old one stands then.
     pub fn replace(&self, path: &Path) -> Result<(), PasswordError> {
-        durable::replace(path, format!("{}\n", self.0).as_bytes(), 0o600)
+        durable::replace(path, format!("{}\n", self.text).as_bytes(), 0o600)
             .map_err(|source| PasswordError::Write { path: path.into(), source })
     }
 
     /// The text: for the recovery sheet, for `key show`, and nothing else.
     #[must_use]
     pub fn reveal(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// Whether [`Self::generate`] made it, so that guessing it is hopeless however fast it can be tried.
     #[must_use]
     pub fn is_machine_made(&self) -> bool {
-        digits_of(&self.0).is_some_and(|digits| is_checked(&digits))
+        digits_of(&self.text).is_some_and(|digits| is_checked(&digits))
     }
 }
 

@@ -85,30 +85,41 @@ impl Repository {
 
     pub(super) fn session(&mut self) -> Result<&mut Session, RepositoryError> {
         if self.session.is_none() {
-            let lock = self.locks.take(LockKind::Shared)?;
-            self.backend.forget();
-            let opened = self.opened()?;
-            // Chosen before the index is read, which then has all of it.
-            let newest = self.newest()?;
-            let alone = || self.locks.is_alone(&lock);
-            let archiver = Archiver::begin(&self.backend, &self.locks.key, opened.config(), alone)?;
-            let mut notes = Vec::new();
-            let (reading, wanted) = self.reading(newest.as_ref().map(|(id, _)| id))?;
-            let parent = newest.map(|(id, root)| (id, self.base(&archiver, root, &wanted, &mut notes)));
-            let written_before = self.backend.written();
-            self.session = Some(Session {
-                lock,
-                archiver: Arc::new(archiver),
-                parent,
-                ahead: None,
-                drafts: HashMap::new(),
-                notes,
-                written_before,
-                read_ahead: 0,
-                reading,
-            });
+            let session = self.begin(true)?;
+            self.session = Some(session);
         }
         self.session.as_mut().ok_or_else(no_session)
+    }
+
+    /// Begins a session, in which the newest backup is the parent if one is asked for.
+    fn begin(&self, with_parent: bool) -> Result<Session, RepositoryError> {
+        self.backend.forget();
+        let (lock, (archiver, parent, notes, reading)) =
+            self.locks.take_meanwhile(LockKind::Shared, |own| {
+                let opened = self.opened()?;
+                // Chosen before the index is read, which then has all of it.
+                let newest = if with_parent { self.newest()? } else { None };
+                let alone = || self.locks.is_alone(own);
+                let archiver = Archiver::begin(&self.backend, &self.locks.key, opened.config(), alone)?;
+                let mut notes = Vec::new();
+                let (reading, wanted) = match with_parent {
+                    true => self.reading(newest.as_ref().map(|(id, _)| id))?,
+                    false => (None, Vec::default()),
+                };
+                let parent = newest.map(|(id, root)| (id, self.base(&archiver, root, &wanted, &mut notes)));
+                Ok((archiver, parent, notes, reading))
+            })?;
+        Ok(Session {
+            lock,
+            archiver: Arc::new(archiver),
+            parent,
+            ahead: None,
+            drafts: HashMap::new(),
+            notes,
+            written_before: self.backend.written(),
+            read_ahead: 0,
+            reading,
+        })
     }
 
     /// The newest backup of ours and its tree.
@@ -224,23 +235,8 @@ impl Repository {
     /// Begins a session that looks for no parent: for what is no backup.
     pub(super) fn begin_apart(&mut self) -> Result<(), RepositoryError> {
         self.end_session()?;
-        let lock = self.locks.take(LockKind::Shared)?;
-        self.backend.forget();
-        let opened = self.opened()?;
-        let alone = || self.locks.is_alone(&lock);
-        let archiver = Archiver::begin(&self.backend, &self.locks.key, opened.config(), alone)?;
-        let written_before = self.backend.written();
-        self.session = Some(Session {
-            lock,
-            archiver: Arc::new(archiver),
-            parent: None,
-            ahead: None,
-            drafts: HashMap::new(),
-            notes: Vec::new(),
-            written_before,
-            read_ahead: 0,
-            reading: None,
-        });
+        let session = self.begin(false)?;
+        self.session = Some(session);
         Ok(())
     }
 

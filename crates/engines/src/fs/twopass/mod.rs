@@ -3,8 +3,9 @@
 //!
 //! A file needs nothing more if its stamp is the one it had when its content was stored or staged, and that
 //! stamp was settled then (`Stamp::is_settled_at`); everything else is brought into the staging directory. The
-//! fast form clones, also in the first pass. The plain form hands the first pass over to be stored ahead. A
-//! tree that spans filesystems is cloned where that works and copied elsewhere. Files that a held process has
+//! fast form clones, also in the first pass, but for small files: to store one ahead costs less than to make and
+//! remove a name for its clone, and should it change, it is read into memory under the freeze. The plain form hands
+//! all of the first pass over to be stored ahead. A tree that spans filesystems is cloned where that works and copied elsewhere. Files that a held process has
 //! mapped writable are brought in again under the freeze, since stores to them may leave no trace. While somebody
 //! who is not held has files mapped so, the cut is weaker; a mapping that lives only between two looks at all
 //! processes, of which none is under the freeze, is not seen (the module `mapped`).
@@ -70,6 +71,9 @@ pub struct Limits {
     /// The most that is copied into the staging directory, in all rounds and under the freeze each. Clones do
     /// not count. What is larger is read after the thaw, which makes the cut weaker.
     pub staged: Bytes,
+    /// Files that are smaller than this are stored ahead in the fast form too. 0 for whoever needs a pinned copy of
+    /// every file.
+    pub ahead: Bytes,
 }
 
 /// More than this in files that changed within the last second is worth a second's wait before the first
@@ -78,7 +82,7 @@ const WORTH_A_WAIT: Bytes = Bytes(64 << 20);
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { staged: Bytes(256 << 20) }
+        Self { staged: Bytes(256 << 20), ahead: small::SMALL }
     }
 }
 
@@ -195,7 +199,8 @@ impl TreePinner {
         }
     }
 
-    /// Sorts the first pass: known files need nothing, clonable ones are cloned, the rest is to be stored ahead.
+    /// Sorts the first pass: known files need nothing, large ones are cloned if they can be, the rest is to be stored
+    /// ahead.
     /// Returns whether anything is to be stored.
     fn first_pass(
         &mut self,
@@ -209,7 +214,8 @@ impl TreePinner {
         for entry in census.unmarked_files().into_iter().filter_map(|spot| census.entry(spot)) {
             let stamp = entry.meta.stamp();
             let is_known = known.has(&entry.path, &stamp);
-            if !is_known && round.pinner.clones(&entry) {
+            let is_small = stamp.size < round.pinner.limits.ahead;
+            if !is_known && !is_small && round.pinner.clones(&entry) {
                 match round.take_unlocked(&entry, Way::Clone)? {
                     Outcome::Taken(_) | Outcome::Skipped => continue,
                     Outcome::CannotClone => {}
@@ -222,17 +228,18 @@ impl TreePinner {
         Ok(any_new)
     }
 
-    /// Everything but what was cloned.
-    fn to_be_stored(&self, census: &Census, look: &Look) -> Manifest {
+    /// The files that are neither cloned nor in a parent.
+    fn to_be_stored(&self, census: &Census, known: &Known, started: Timestamp) -> Manifest {
         let mut entries = Vec::new();
         census.each(&mut |_, _, entry| {
-            let seen = (entry.kind == Kind::File).then(|| self.table.get(&entry.path));
-            if seen.is_none_or(|seen| seen.is_some_and(|seen| seen.place == Place::Parent)) {
+            let is_new = entry.kind == Kind::File
+                && self.table.get(&entry.path).is_some_and(|seen| seen.place == Place::Parent)
+                && !known.has(&entry.path, &entry.meta.stamp());
+            if is_new {
                 entries.push(entry);
             }
         });
-        entries.extend(way(&look.resolved));
-        Manifest::merge(look.started, entries)
+        Manifest { taken_at: started, entries }
     }
 
     fn shrink(
@@ -302,7 +309,7 @@ impl Pinner for TreePinner {
             let any_new = pinner.first_pass(census, look.started, known, &copies)?;
             pinner.mark(census);
             pinner.suspects.look(census)?;
-            Ok(any_new.then(|| pinner.to_be_stored(census, &look)))
+            Ok(any_new.then(|| pinner.to_be_stored(census, known, look.started)))
         })
     }
 

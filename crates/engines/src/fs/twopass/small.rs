@@ -18,7 +18,7 @@ use os::tree::Spot;
 use super::copies::{open_source, stamp_of};
 
 /// The largest file that is read into memory.
-const SMALL: Bytes = Bytes(128 << 10);
+pub(super) const SMALL: Bytes = Bytes(128 << 10);
 /// The most that is kept in memory for one pin.
 const TOGETHER: Bytes = Bytes(32 << 20);
 /// So many files are worth another thread.

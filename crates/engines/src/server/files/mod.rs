@@ -33,13 +33,14 @@ use model::{
     plan::{PinPlan, ServerPlan, ServerRootPlan, VolumePlan},
     port::{Clock, Difference, Failure, FailureKind, Journal, Pin, Pinner},
     server::ServerPosition,
+    size::Bytes,
     time::Deadline,
 };
 use os::tree::clock_of_stamps;
 
 use self::{keys::KeyFile, pin::FilesPin, writers::Writers};
 use super::Holder;
-use crate::fs::{Form, Held, TreePinner, VolumePinner, Volumes};
+use crate::fs::{Form, Held, Limits, TreePinner, VolumePinner, Volumes};
 
 /// How the files are pinned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,7 +189,8 @@ impl Make<'_> {
             _ => {
                 let staging = root.staging.clone();
                 let pinner = TreePinner::new(source, &root.tree, Form::Fast, staging, journal, clock)?;
-                Ok(Box::new(pinner.with_held(Arc::clone(self.held))))
+                let all_cloned = Limits { ahead: Bytes(0), ..Limits::default() };
+                Ok(Box::new(pinner.with_held(Arc::clone(self.held)).with_limits(all_cloned)))
             }
         }
     }
