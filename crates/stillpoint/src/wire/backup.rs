@@ -66,16 +66,18 @@ pub fn take(run: &Run<'_>, request: Request<'_>) -> Turn {
         // Another run is at work: it writes the history line.
         Err(failure) => return Turn { outcome: Err(failure), notes },
     };
-    let outcome = store(run, &request, &mut notes);
+    // Opened once: deriving the key takes longer than much of the rest.
+    let mut opened = None;
+    let outcome = store(run, &request, &mut opened, &mut notes);
     if let Err(failure) = history::note(run.inventory, application, &outcome, started.elapsed()) {
         notes.push(noted(&failure));
     }
-    if outcome.is_ok() {
-        match logs(run, &request) {
+    if let (true, Some(repository)) = (outcome.is_ok(), &mut opened) {
+        match logs(run, &request, repository) {
             Ok(problems) => notes.extend(problems),
             Err(failure) => notes.push(noted(&failure)),
         }
-        if let Err(failure) = retention(run, &request) {
+        if let Err(failure) = retention(run, &request, repository) {
             notes.push(noted(&failure));
         }
     }
@@ -90,40 +92,46 @@ pub fn take(run: &Run<'_>, request: Request<'_>) -> Turn {
 pub fn rehearse(run: &Run<'_>, request: &Request<'_>) -> Result<(Rehearsal, Vec<Problem>), Failure> {
     let _lock = RunLock::take(&run.inventory.state(), &request.application.relpath)?;
     let mut notes = Vec::new();
-    let rehearsal = with_job(run, request, &mut notes, backup::rehearse)?;
+    let rehearsal = with_job(run, request, &mut None, &mut notes, backup::rehearse)?;
     Ok((rehearsal, notes))
 }
 
 /// From the sweep to the listed backup.
-fn store(run: &Run<'_>, request: &Request<'_>, notes: &mut Vec<Problem>) -> Result<BackupReport, Failure> {
-    with_job(run, request, notes, backup::run)
+fn store(
+    run: &Run<'_>,
+    request: &Request<'_>,
+    opened: &mut Option<Repository>,
+    notes: &mut Vec<Problem>,
+) -> Result<BackupReport, Failure> {
+    with_job(run, request, opened, notes, backup::run)
 }
 
 /// Sweeps, plans, builds the drivers, and hands it all over.
 fn with_job<T>(
     run: &Run<'_>,
     request: &Request<'_>,
+    opened: &mut Option<Repository>,
     notes: &mut Vec<Problem>,
     then: impl FnOnce(Job<'_>) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     notes.extend(run.sweep()?.left);
     notes.extend(reference::drop_unwanted(run.inventory, Some(&request.application.relpath)).left);
     // Opening a repository is arithmetic, finding out is waiting for files and servers.
-    let (opened, planned) = thread::scope(|scope| {
-        let opened = scope.spawn(|| run.open(request.application));
+    let (found, planned) = thread::scope(|scope| {
+        let repository = scope.spawn(|| run.open(request.application));
         let planned = plan(run, request.application);
-        (opened.join().unwrap_or_else(|panic| resume_unwind(panic)), planned)
+        (repository.join().unwrap_or_else(|panic| resume_unwind(panic)), planned)
     });
-    let mut repository = opened?;
+    let repository = opened.insert(found?);
     repository.use_reference(reference::of(run, request.application));
     let previous = repository.backups()?;
     let (plan, facts) = planned?;
     let fingerprints = match facts.sqlite.is_empty() {
         true => Fingerprints(Vec::new()),
-        false => Fingerprints::of(&mut repository, &previous),
+        false => Fingerprints::of(repository, &previous),
     };
     let drivers = drivers::build(run, &plan, &facts, &|source| fingerprints.get(source))?;
-    let mut store = Stoppable { store: &mut repository as &mut dyn Store, interrupt: request.interrupt };
+    let mut store = Stoppable { store: &mut *repository as &mut dyn Store, interrupt: request.interrupt };
     let done = then(Job {
         plan: &plan,
         server: run.inventory.server.clone(),
@@ -143,20 +151,18 @@ fn with_job<T>(
 }
 
 /// Stores the log archive, if there is one, so that a backup is enough for it to be off this machine.
-fn logs(run: &Run<'_>, request: &Request<'_>) -> Result<Vec<Problem>, Failure> {
+fn logs(run: &Run<'_>, request: &Request<'_>, repository: &mut Repository) -> Result<Vec<Problem>, Failure> {
     if !log_store::spool(run, request.application).exists() {
         return Ok(Vec::new());
     }
-    let mut repository = run.open(request.application)?;
-    log_store::store(run, request.application, &mut repository, &Silent)
+    log_store::store(run, request.application, repository, &Silent)
 }
 
 /// Removes what is no longer kept. It must not be in the way of the backup that was made: whoever else uses
 /// the repository at this moment makes it wait for the next run.
-fn retention(run: &Run<'_>, request: &Request<'_>) -> Result<(), Failure> {
-    let mut repository = run.open(request.application)?;
-    let plan = retire::plan_by(&mut repository, &request.application.settings, &*run.clock)?;
-    match carry_out(run, request, &mut repository, &plan) {
+fn retention(run: &Run<'_>, request: &Request<'_>, repository: &mut Repository) -> Result<(), Failure> {
+    let plan = retire::plan_by(repository, &request.application.settings, &*run.clock)?;
+    match carry_out(run, request, repository, &plan) {
         Ok(()) => Ok(()),
         Err(failure) if failure.kind == FailureKind::Locked => {
             Err(Failure::new(failure.kind, "retention waits for the next run", "").because(failure))

@@ -76,6 +76,9 @@ pub struct Limits {
     pub ahead: Bytes,
 }
 
+/// So many files of the first pass are looked at together: their entries are in memory meanwhile.
+const TOGETHER: usize = 4096;
+
 /// More than this in files that changed within the last second is worth a second's wait before the first
 /// pass: most of it will have settled then, and need not be copied while everybody is held.
 const WORTH_A_WAIT: Bytes = Bytes(64 << 20);
@@ -211,19 +214,22 @@ impl TreePinner {
     ) -> Result<bool, Failure> {
         let mut any_new = false;
         let mut round = Round::new(self, copies, started, None);
-        for entry in census.unmarked_files().into_iter().filter_map(|spot| census.entry(spot)) {
-            let stamp = entry.meta.stamp();
-            let is_known = known.has(&entry.path, &stamp);
-            let is_small = stamp.size < round.pinner.limits.ahead;
-            if !is_known && !is_small && round.pinner.clones(&entry) {
-                match round.take_unlocked(&entry, Way::Clone)? {
-                    Outcome::Taken(_) | Outcome::Skipped => continue,
-                    Outcome::CannotClone => {}
-                }
+        for spots in census.unmarked_files().chunks(TOGETHER) {
+            let entries: Vec<Entry> = spots.iter().filter_map(|spot| census.entry(*spot)).collect();
+            let (known, new): (Vec<&Entry>, Vec<&Entry>) =
+                entries.iter().partition(|entry| known.has(&entry.path, &entry.meta.stamp()));
+            for entry in known {
+                let seen = Seen { stamp: entry.meta.stamp(), settled: true, place: Place::Parent };
+                round.pinner.table.insert(&entry.path, seen);
             }
-            let settled = is_known || stamp.is_settled_at(started);
-            round.pinner.table.insert(&entry.path, Seen { stamp, settled, place: Place::Parent });
-            any_new |= !is_known;
+            let ahead = round.pinner.limits.ahead;
+            let (small, large): (Vec<&Entry>, Vec<&Entry>) =
+                new.into_iter().partition(|entry| entry.meta.stamp().size < ahead);
+            let cloned = round.clone_together(&large)?;
+            let left = large.into_iter().zip(cloned).filter(|(_, taken)| taken.is_none());
+            for entry in small.into_iter().chain(left.map(|(entry, _)| entry)) {
+                any_new |= round.first_alone(entry)?;
+            }
         }
         Ok(any_new)
     }

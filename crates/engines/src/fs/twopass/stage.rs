@@ -88,6 +88,23 @@ impl<'a> Round<'a> {
         }
     }
 
+    /// A new file of the first pass that was not cloned with others; says whether it is to be stored ahead.
+    ///
+    /// # Errors
+    /// If the staging directory is the trouble.
+    pub(super) fn first_alone(&mut self, entry: &Entry) -> Result<bool, Failure> {
+        let stamp = entry.meta.stamp();
+        if stamp.size >= self.pinner.limits.ahead && self.pinner.clones(entry) {
+            match self.take_unlocked(entry, Way::Clone)? {
+                Outcome::Taken(_) | Outcome::Skipped => return Ok(false),
+                Outcome::CannotClone => {}
+            }
+        }
+        let settled = stamp.is_settled_at(self.started);
+        self.pinner.table.insert(&entry.path, Seen { stamp, settled, place: Place::Parent });
+        Ok(true)
+    }
+
     /// The last round: brings in every regular file of the census that has no mark, and these `again`.
     pub(super) fn finish(
         &mut self,
