@@ -21,7 +21,7 @@ use model::{
     verdict::Stillness,
 };
 use os::{
-    extents::{Map, clone_file, clone_range, clone_works, extent_count},
+    extents::{clone_file, clone_range, clone_works, extent_count, map_of},
     subvolume::{self, is_subvolume},
 };
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -152,19 +152,19 @@ fn extents_tell_what_differs() {
     let (mut live, clone) = (open("live"), open("clone"));
     live.write_all(&vec![1; 1 << 20]).unwrap();
     clone_file(&live, &clone).unwrap();
-    let before = Map::of(&clone).unwrap();
-    assert_eq!(Map::of(&live).unwrap().differing_from(&before), []);
+    let before = map_of(&clone).unwrap();
+    assert_eq!(map_of(&live).unwrap().differing_from(&before), []);
     assert_eq!(extent_count(&live).unwrap(), Some(1));
     live.seek(SeekFrom::Start(8192)).unwrap();
     live.write_all(&[2; 10]).unwrap();
-    let ranges = Map::of(&live).unwrap().differing_from(&before);
+    let ranges = map_of(&live).unwrap().differing_from(&before);
     let [range] = &ranges[..] else { panic!() };
     assert!(range.start <= 8192 && range.end >= 8202 && range.end - range.start <= 128 << 10, "{range:?}");
     clone_range(&live, &clone, range.clone()).unwrap();
-    let after = Map::of(&clone).unwrap();
+    let after = map_of(&clone).unwrap();
     assert!(before.holds_outside(&ranges, &after) && !before.holds_outside(&[], &after));
     live.set_len(3 << 20).unwrap();
-    let ranges = Map::of(&live).unwrap().differing_from(&after);
+    let ranges = map_of(&live).unwrap().differing_from(&after);
     assert!(
         matches!(&ranges[..], [range] if *range == (1 << 20..3 << 20)),
         "what the other lacks: {ranges:?}"

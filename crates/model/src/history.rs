@@ -48,6 +48,8 @@ pub struct HistoryLine {
     pub files: Option<u64>,
     /// Bytes in them; written in megabytes of 1,000,000 bytes.
     pub bytes: Option<Bytes>,
+    /// What was read for it, the rest being carried over; written in megabytes.
+    pub bytes_read: Option<Bytes>,
     /// What the repository grew by; written in megabytes.
     pub bytes_added: Option<Bytes>,
     /// The stall in all, milliseconds.
@@ -96,6 +98,7 @@ impl fmt::Display for HistoryLine {
         optional(f, "backup", self.backup.as_ref())?;
         optional(f, "files", self.files)?;
         optional(f, "mb", self.bytes.map(megabytes))?;
+        optional(f, "read_mb", self.bytes_read.map(megabytes))?;
         optional(f, "added_mb", self.bytes_added.map(megabytes))?;
         optional(f, "stall_ms", self.stall_ms.map(|ms| format!("{ms:.1}")))?;
         optional(f, "verdict", self.verdict)?;
@@ -159,6 +162,7 @@ impl FromStr for HistoryLine {
             backup: pairs.value("backup", |t| BackupId::new(t).ok())?,
             files: pairs.value("files", |t| t.parse().ok())?,
             bytes: pairs.value("mb", bytes_of)?,
+            bytes_read: pairs.value("read_mb", bytes_of)?,
             bytes_added: pairs.value("added_mb", bytes_of)?,
             stall_ms: pairs.value("stall_ms", number)?,
             verdict: pairs.value("verdict", |t| t.parse().ok())?,
@@ -262,6 +266,7 @@ mod tests {
             backup: None,
             files: None,
             bytes: None,
+            bytes_read: None,
             bytes_added: None,
             stall_ms: None,
             verdict: None,
@@ -281,6 +286,7 @@ mod tests {
         assert_eq!(lines[0].cut.as_ref().unwrap().as_str(), "20261120T031500Z-5be2a1");
         assert_eq!((lines[0].files, lines[0].bytes), (Some(48_211), Some(Bytes(1_104_882_133))));
         assert_eq!((lines[0].bytes_added, lines[0].stall_ms), (Some(Bytes(9_312)), Some(12.4)));
+        assert_eq!((lines[0].bytes_read, lines[3].bytes_read), (None, Some(Bytes(52_428_800))));
         assert_eq!((lines[0].verdict, lines[0].status), (Some(Verdict::Consistent), Status::Ok));
         assert_eq!((lines[1].verdict, lines[1].status), (Some(Verdict::PerSource), Status::Weak));
         assert_eq!(lines[2], failed("no space left on \"/v01\"\ntry: prune"));

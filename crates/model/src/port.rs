@@ -271,6 +271,9 @@ pub struct Draft {
     pub files: u64,
     /// Bytes in them.
     pub bytes: Bytes,
+    /// How many of them were read for it, ahead pass included: all others are carried over from the backup before. More
+    /// than there are, if some were read twice.
+    pub bytes_read: Bytes,
     /// What the repository grew by, ahead pass included.
     pub bytes_added: Bytes,
     /// Everything that the manifest names and the tree lacks or has otherwise.

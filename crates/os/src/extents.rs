@@ -13,14 +13,14 @@ use std::{
     path::Path,
 };
 
+use model::{
+    extents::{Extent, Map},
+    size::Bytes,
+};
 use rustix::{
     io::Errno,
-    ioctl::{Opcode, Setter, Updater, ioctl, opcode},
+    ioctl::{Getter, Opcode, Setter, Updater, ioctl, opcode},
 };
-
-mod compare;
-
-pub use compare::Extent;
 
 /// `struct file_clone_range`, linux/fs.h.
 #[repr(C)]
@@ -68,10 +68,10 @@ struct FiemapHead([u64; 4]);
 const FS_IOC_FIEMAP: Opcode = opcode::read_write::<FiemapHead>(b'f', 11);
 /// Write the file's dirty pages before mapping it.
 const FIEMAP_FLAG_SYNC: u32 = 1;
-/// No filesystem of Linux has larger blocks.
-const LARGEST_BLOCK: u64 = 64 << 10;
 /// The last extent of the file.
 const FIEMAP_EXTENT_LAST: u32 = 1;
+/// Other files have it too.
+const FIEMAP_EXTENT_SHARED: u32 = 0x2000;
 /// UNKNOWN, DELALLOC, ENCODED, DATA_ENCRYPTED, NOT_ALIGNED, DATA_INLINE, DATA_TAIL, UNWRITTEN: an equal
 /// address does not mean equal bytes.
 const DOUBTFUL: u32 = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800;
@@ -189,6 +189,24 @@ pub fn skips_what_is_shared(file: &File) -> io::Result<bool> {
     Ok(rustix::fs::fstatfs(file)?.f_type as u64 == XFS)
 }
 
+/// Whether a file lies on the second device that an XFS can have for data ("realtime"): its addresses there may be those
+/// of other bytes on the first. Filesystems that do not know the question have no such device.
+#[must_use]
+pub fn is_on_realtime_device(file: &File) -> bool {
+    /// `struct fsxattr`, linux/fs.h: the flags come first.
+    #[repr(C)]
+    struct Attributes {
+        flags: u32,
+        _rest: [u32; 6],
+    }
+    const FS_IOC_FSGETXATTR: Opcode = opcode::read::<Attributes>(b'X', 31);
+    /// `FS_XFLAG_REALTIME`, linux/fs.h.
+    const REALTIME: u32 = 1;
+    // SAFETY: FS_IOC_FSGETXATTR writes a `struct fsxattr`, whose layout and size `Attributes` has.
+    let got = unsafe { ioctl(file, Getter::<FS_IOC_FSGETXATTR, Attributes>::new()) };
+    got.is_ok_and(|attributes| attributes.flags & REALTIME != 0)
+}
+
 /// How many extents a file has, or `None` where the filesystem does not tell. Dirty pages are not written
 /// first, so a file that is being written may have a few more or less.
 ///
@@ -203,93 +221,59 @@ pub fn extent_count(file: &File) -> io::Result<Option<u64>> {
     }
 }
 
-/// Where a file's extents lay at some moment.
+/// The map of a file as it is now, its dirty pages written first.
 ///
-/// Two files with the same address at the same place share the bytes there. To tell where a live file differs from
-/// a clone of it: take the clone's map, then the live file's ([`Map::differing_from`]), and then the clone's again
-/// ([`Map::holds_outside`]). An address that the clone gave up in between might have been given to the live file;
-/// if the clone still has the same addresses afterwards, it had them all the time.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Map {
-    extents: Vec<Extent>,
-    length: u64,
+/// # Errors
+/// `EOPNOTSUPP` where the filesystem has no extent maps.
+pub fn map_of(file: &File) -> io::Result<Map> {
+    Ok(look(file)?.0)
 }
 
-impl Map {
-    /// The map of a file as it is now, its dirty pages written first.
-    ///
-    /// # Errors
-    /// `EOPNOTSUPP` where the filesystem has no extent maps.
-    pub fn of(file: &File) -> io::Result<Self> {
-        Ok(Self { extents: extents(file)?, length: file.metadata()?.len() })
-    }
-
-    /// How many extents there are, those that go on as one counted once.
-    #[must_use]
-    pub fn extents(&self) -> usize {
-        self.extents.len()
-    }
-
-    /// The byte ranges where this file may differ from `other`, ordered, apart, and beginning at block boundaries;
-    /// they end at block boundaries or at the end of the file. What is not in them is equal, if `other` still has
-    /// its map. Ranges whose address says nothing about their bytes (compressed, inline, delayed or unwritten
-    /// extents) count as different, and so does everything beyond the end of the shorter one.
-    #[must_use]
-    pub fn differing_from(&self, other: &Self) -> Vec<Range<u64>> {
-        let both = if self.length == other.length {
-            self.length
-        } else {
-            self.length.min(other.length) / LARGEST_BLOCK * LARGEST_BLOCK
-        };
-        let mut ranges = compare::differing(&self.extents, &other.extents, both);
-        if both < self.length {
-            match ranges.last_mut() {
-                Some(last) if last.end == both => last.end = self.length,
-                _ => ranges.push(both..self.length),
-            }
-        }
-        ranges
-    }
-
-    /// Whether a later map of the same file shows the same addresses everywhere but in these ranges, which are
-    /// those of [`Self::differing_from`] with this as the other map.
-    #[must_use]
-    pub fn holds_outside(&self, ranges: &[Range<u64>], later: &Self) -> bool {
-        // What is doubtful counts as different here too, but is among the ranges: nobody trusted it.
-        let both = self.length.min(later.length);
-        let moved = compare::differing(&self.extents, &later.extents, both);
-        let is_among = |moved: &Range<u64>| {
-            let before = ranges.partition_point(|range| range.end <= moved.start);
-            ranges.get(before).is_some_and(|range| range.start <= moved.start && moved.end <= range.end)
-        };
-        moved.iter().all(is_among)
-    }
+/// How much of a file has a place on the device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Space {
+    /// What other files have, too.
+    pub shared: Bytes,
+    /// What it has for itself: removing it would free that.
+    pub own: Bytes,
 }
 
-/// All extents of a file, its dirty pages written first.
-fn extents(file: &File) -> io::Result<Vec<Extent>> {
-    let mut found = Vec::new();
-    let mut start = 0;
+/// The same, with how much of it is shared with other files.
+///
+/// # Errors
+/// As [`map_of`].
+pub fn look(file: &File) -> io::Result<(Map, Space)> {
+    let mut found = Map::new(file.metadata()?.len());
+    let mut space = Space::default();
+    each_extent(file, |extent| {
+        let physical = (extent.flags & DOUBTFUL == 0).then_some(extent.physical);
+        found.push(Extent { logical: extent.logical, length: extent.length, physical });
+        let is_shared = extent.flags & FIEMAP_EXTENT_SHARED != 0;
+        let part = if is_shared { &mut space.shared } else { &mut space.own };
+        *part = *part + Bytes(extent.length);
+    })?;
+    Ok((found, space))
+}
+
+/// All extents of a file in order, its dirty pages written first.
+fn each_extent(file: &File, mut take: impl FnMut(&FiemapExtent)) -> io::Result<()> {
+    let mut map = Box::new(Fiemap::asking(0, FIEMAP_FLAG_SYNC, BATCH));
     loop {
-        let mut map = Box::new(Fiemap::asking(start, FIEMAP_FLAG_SYNC, BATCH));
         fiemap(file, &mut map)?;
         let batch = map.extents.get(..map.mapped as usize).unwrap_or(&map.extents);
-        for extent in batch {
-            let physical = (extent.flags & DOUBTFUL == 0).then_some(extent.physical);
-            compare::push(&mut found, Extent { logical: extent.logical, length: extent.length, physical });
-        }
+        batch.iter().for_each(&mut take);
         match batch.last() {
             Some(last) if last.flags & FIEMAP_EXTENT_LAST == 0 => {
                 let next = last.logical.saturating_add(last.length);
-                if next <= start {
+                if next <= map.start {
                     return Err(io::Error::new(
                         io::ErrorKind::InvalidData,
                         "an extent map that does not advance",
                     ));
                 }
-                start = next;
+                *map = Fiemap::asking(next, FIEMAP_FLAG_SYNC, BATCH);
             }
-            _ => return Ok(found),
+            _ => return Ok(()),
         }
     }
 }

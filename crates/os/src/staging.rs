@@ -100,6 +100,15 @@ impl Staging {
         }
     }
 
+    /// Leaves it where it is, for a later run, which knows of it from elsewhere: crosses it off the journal.
+    #[must_use]
+    pub fn keep(mut self) -> PathBuf {
+        if let Some(ticket) = self.ticket.take() {
+            self.journal.done(ticket);
+        }
+        std::mem::take(&mut self.path)
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -275,6 +284,15 @@ mod tests {
         drop(Staging::create(&journal, dir.path(), "tree").unwrap());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         assert!(paper.open.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn staging_that_is_kept_leaves_the_journal_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let paper = Arc::new(Paper::default());
+        let journal: Arc<dyn Journal> = paper.clone();
+        let kept = Staging::create(&journal, dir.path(), "reference").unwrap().keep();
+        assert!(kept.is_dir() && paper.open.lock().unwrap().is_empty());
     }
 
     #[test]

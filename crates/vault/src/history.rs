@@ -199,6 +199,7 @@ mod tests {
             backup: None,
             files: Some(7),
             bytes: None,
+            bytes_read: None,
             bytes_added: None,
             stall_ms: None,
             verdict: None,

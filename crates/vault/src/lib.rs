@@ -10,4 +10,5 @@ mod archiver;
 pub mod history;
 pub mod journal;
 pub mod logs;
+pub mod reference;
 pub mod repository;

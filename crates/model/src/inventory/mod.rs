@@ -21,6 +21,7 @@ use globset::Glob;
 
 use crate::{
     id::{AppName, Relpath, ServerName, SourceId, VmName},
+    reference::Choice,
     server::ServerAccess,
     size::Bytes,
     undo::{Hook, ProcessRef},
@@ -214,6 +215,18 @@ pub struct Settings {
     pub keep: Keep,
     /// How far back any second is to be restorable.
     pub point_in_time: Option<Duration>,
+    /// Frozen copies of large files of pages are kept, so that the next backup reads only what changed.
+    pub changed_extents_only: bool,
+    /// All is read again, and proven, when the last time is so long ago.
+    pub read_all_every: Duration,
+}
+
+impl Settings {
+    /// How files are to be read.
+    #[must_use]
+    pub fn reading(&self) -> Choice {
+        Choice { keep: self.changed_extents_only, read_all_every: self.read_all_every }
+    }
 }
 
 impl Default for Settings {
@@ -224,6 +237,9 @@ impl Default for Settings {
             require: Verdict::Consistent,
             keep: Keep::default(),
             point_in_time: None,
+            // A kept clone of a database scatters its extents, which makes later cuts slower.
+            changed_extents_only: false,
+            read_all_every: Duration::from_secs(7 * 86_400),
         }
     }
 }

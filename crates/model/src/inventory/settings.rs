@@ -42,6 +42,12 @@ pub(super) fn settings(section: &Section<'_, '_>, inherited: &Settings) -> Setti
     if let Some(reach) = length(section, "point_in_time", "\"30d\"") {
         found.point_in_time = Some(reach);
     }
+    if let Some(only) = section.flag("changed_extents_only") {
+        found.changed_extents_only = only;
+    }
+    if let Some(every) = length(section, "read_all_every", "\"7d\"") {
+        found.read_all_every = every;
+    }
     if let Some(rules) = section.section("keep", "keep") {
         found.keep = keep(rules).unwrap_or(found.keep);
     }

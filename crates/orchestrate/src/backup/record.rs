@@ -11,6 +11,7 @@ use model::{
     problem::{Effect, Problem},
     record::{BackupRecord, CutRecord, PinNote, RECORD_VERSION, StoredBackup},
     retention::looks_wrong,
+    size::Bytes,
     verdict::judge,
 };
 
@@ -27,6 +28,8 @@ pub(super) struct Records {
     pub(super) problems: Vec<Problem>,
     /// All sources that the verdict is about.
     pub(super) sources: Vec<SourceId>,
+    /// What was read for it.
+    pub(super) bytes_read: Bytes,
 }
 
 /// What is known at the thaw, and the checks that the pins have passed since.
@@ -80,7 +83,7 @@ pub(super) fn of_backup(
         problem_count: problems.len() as u64,
         pins: cut.pins,
     };
-    Records { short, problems, sources: plan.sources.clone() }
+    Records { short, problems, sources: plan.sources.clone(), bytes_read: draft.bytes_read }
 }
 
 /// A backup without a single file is what a filesystem that is not mounted looks like. It is stored, but

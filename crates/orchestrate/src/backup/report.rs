@@ -40,6 +40,8 @@ pub struct BackupReport {
     pub files: u64,
     /// Bytes in them.
     pub bytes: Bytes,
+    /// How many bytes were read for it; all others are carried over from the backup before.
+    pub bytes_read: Bytes,
     /// What the repository grew by.
     pub bytes_added: Bytes,
     /// From the start of the run until the pins were removed.
@@ -71,7 +73,7 @@ pub(super) fn of(
     left: Vec<Problem>,
     duration: Duration,
 ) -> Result<BackupReport, Failure> {
-    let (backup, Records { short, mut problems, sources }) = match outcome {
+    let (backup, Records { short, mut problems, sources, bytes_read }) = match outcome {
         Ok(listed) => listed,
         Err(mut failure) => {
             for problem in cut.still_held.iter().chain(&left) {
@@ -90,6 +92,7 @@ pub(super) fn of(
         stall_ms: StallMs::of(&short.stalls, &sources),
         files: short.files,
         bytes: short.bytes,
+        bytes_read,
         bytes_added: short.bytes_added,
         duration,
         attempts: cut.attempts,

@@ -9,7 +9,7 @@ use crate::{
     cli::ListArgs,
     exit::{Exit, Outcome},
     output::backups::{Line, List, Lists},
-    wire::{inventory, log_store, password, run::Run},
+    wire::{inventory, log_store, password, reference, run::Run},
 };
 
 /// Lists them.
@@ -31,6 +31,7 @@ pub fn run(context: &Context, args: &ListArgs) -> Outcome {
             application: application.name.clone(),
             relpath: application.relpath.clone(),
             backups: backups.into_iter().map(Line::from).collect(),
+            reference_bytes: reference::bytes(&run, application),
             logs: log_store::states(&run, application, &repository)?,
         });
     }

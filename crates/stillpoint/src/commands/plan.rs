@@ -9,7 +9,7 @@ use crate::{
     cli::PlanArgs,
     exit::{Exit, Fault, Outcome},
     output::plan::{Planned, Plans},
-    wire::{backup, inventory, password, run::Run},
+    wire::{backup, inventory, password, reference, run::Run},
 };
 
 /// Prints the plans.
@@ -38,7 +38,9 @@ pub fn plans(context: &Context, run: &Run<'_>, applications: &[&Application]) ->
     for application in applications {
         context.interrupt.check()?;
         let (plan, facts) = backup::plan(run, application).map_err(Fault::from)?;
-        plans.applications.push(Planned { plan, facts, missing: missing(run.inventory, application) });
+        let reading = reference::planned(run, application);
+        let missing = missing(run.inventory, application);
+        plans.applications.push(Planned { plan, facts, reading, missing });
     }
     Ok(plans)
 }

@@ -14,7 +14,7 @@ use crate::{
     exit::{Exit, Fault, Outcome},
     output::retention::{Prune, Prunes},
     progress::progress,
-    wire::{inventory, log_store, password, run::Run},
+    wire::{inventory, log_store, password, reference, run::Run},
 };
 
 /// Prunes.
@@ -65,6 +65,9 @@ fn one(
             log_store::drop_old(run, application, &mut repository, old)?;
             freed = Some(repository.reclaim(progress)?);
         }
+    }
+    if !args.dry_run {
+        reference::drop_orphan(run, application, &mut repository)?;
     }
     Ok(Prune {
         application: application.name.clone(),

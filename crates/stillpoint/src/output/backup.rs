@@ -130,7 +130,7 @@ fn stored_text(report: &BackupReport, required: Verdict) -> String {
         report.still_held.iter().map(|problem| format!("{}: FAILED: {problem}\n", report.application));
     let mut text = failed.collect::<String>();
     text.push_str(&format!(
-        "{}: backup {}, {}, stalled {}{}, {} in {}, {} added, {:.1} s",
+        "{}: backup {}, {}, stalled {}{}, {} in {}, {} read, {} added, {:.1} s",
         report.application,
         report.backup.short(),
         report.verdict,
@@ -138,6 +138,7 @@ fn stored_text(report: &BackupReport, required: Verdict) -> String {
         downtime(&report.stall_ms),
         report.bytes,
         counted(report.files, "file"),
+        report.bytes_read,
         report.bytes_added,
         report.duration.as_secs_f64(),
     ));

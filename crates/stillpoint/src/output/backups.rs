@@ -40,6 +40,9 @@ pub struct List {
     pub relpath: Relpath,
     /// Oldest first.
     pub backups: Vec<Line>,
+    /// What the frozen copies of the newest backup take up for themselves, if there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference_bytes: Option<Bytes>,
     /// How far the log archive is, for each source.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub logs: Vec<LogState>,
@@ -167,7 +170,10 @@ impl List {
         for backup in &self.backups {
             table.row(backup.cells());
         }
-        format!("{heading}\n{}{}", table.text(), self.logs_text())
+        let reference = self.reference_bytes.map_or_else(String::new, |own| {
+            format!("\nfrozen copies kept for reading only what changes take up {own}")
+        });
+        format!("{heading}\n{}{reference}{}", table.text(), self.logs_text())
     }
 
     fn logs_text(&self) -> String {
@@ -297,6 +303,7 @@ mod tests {
             application: AppName::new("hydro").unwrap(),
             relpath: Relpath::new("demo/hydro").unwrap(),
             backups: vec![Line::from(stored)],
+            reference_bytes: None,
             logs: vec![],
         };
         Lists { applications: vec![list] }

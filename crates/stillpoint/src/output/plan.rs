@@ -6,7 +6,9 @@ use model::{
     inventory::{InventoryError, ProcessSelector, show_duration},
     pathtext::show,
     plan::{CutPlan, Facts, HoldMethod, PinMethod, ProcessMethod, SqliteFacts},
+    reference::Reading,
     server::ServerFacts,
+    size::Bytes,
 };
 use serde::Serialize;
 
@@ -27,9 +29,23 @@ pub struct Planned {
     pub plan: CutPlan,
     /// What was found out.
     pub facts: Facts,
+    /// How files would be read, and what that costs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reading: Option<PlannedReading>,
     /// Paths of the inventory that do not exist.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<InventoryError>,
+}
+
+/// How files would be read.
+#[derive(Debug, Serialize)]
+pub struct PlannedReading {
+    /// What is decided.
+    #[serde(flatten)]
+    pub reading: Reading,
+    /// What the frozen copies of the backup before take up for themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference_bytes: Option<Bytes>,
 }
 
 impl Report for Plans {
@@ -67,6 +83,12 @@ impl Planned {
             show_duration(plan.stall_budget),
             plan.require
         ));
+        if let Some(PlannedReading { reading, reference_bytes }) = &self.reading {
+            text.push_str(&format!("\nread {}", reading.describe()));
+            if let Some(own) = reference_bytes {
+                text.push_str(&format!("\n  the frozen copies of the backup before take up {own}"));
+            }
+        }
         for note in &plan.notes {
             text.push_str(&format!("\n  note: {note}"));
         }

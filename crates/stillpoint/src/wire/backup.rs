@@ -23,7 +23,7 @@ use orchestrate::{
 };
 use vault::repository::Repository;
 
-use super::{drivers, history, lock::RunLock, log_store, run::Run, stoppable::Stoppable};
+use super::{drivers, history, lock::RunLock, log_store, reference, run::Run, stoppable::Stoppable};
 use crate::signals::Interrupt;
 
 /// What is asked for.
@@ -107,13 +107,15 @@ fn with_job<T>(
     then: impl FnOnce(Job<'_>) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     notes.extend(run.sweep()?.left);
+    notes.extend(reference::drop_unwanted(run.inventory, Some(&request.application.relpath)).left);
     let mut repository = run.open(request.application)?;
+    repository.use_reference(reference::of(run, request.application));
     let previous = repository.backups()?;
     let (plan, facts) = plan(run, request.application)?;
     let fingerprints = Fingerprints::of(&mut repository, &previous);
     let drivers = drivers::build(run, &plan, &facts, &|source| fingerprints.get(source))?;
     let mut store = Stoppable { store: &mut repository as &mut dyn Store, interrupt: request.interrupt };
-    then(Job {
+    let done = then(Job {
         plan: &plan,
         server: run.inventory.server.clone(),
         vm: run.inventory.vm.clone(),
@@ -126,7 +128,9 @@ fn with_job<T>(
         progress: request.progress,
         patience: Patience::default(),
         seed: run.seed,
-    })
+    });
+    notes.extend(repository.reference_problems());
+    done
 }
 
 /// Stores the log archive, if there is one, so that a backup is enough for it to be off this machine.

@@ -16,6 +16,7 @@ pub mod logbook;
 pub mod open;
 pub mod password;
 pub mod recover;
+pub mod reference;
 pub mod restore;
 pub mod run;
 pub mod served;

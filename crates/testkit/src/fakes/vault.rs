@@ -202,7 +202,8 @@ impl Store for FakeStore {
             files.insert(entry.path.clone(), bytes);
         }
         let bytes = Bytes(files.values().map(|b| b.len() as u64).sum());
-        let mut draft = Draft { token: 0, files: files.len() as u64, bytes, bytes_added: bytes, problems };
+        let (count, bytes_read) = (files.len() as u64, bytes);
+        let mut draft = Draft { token: 0, files: count, bytes, bytes_read, bytes_added: bytes, problems };
         files.insert(cut.path(), serde_json::to_vec(cut).expect("a record is plain text"));
         let mut state = self.vault.lock();
         state.next += 1;

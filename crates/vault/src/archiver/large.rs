@@ -2,12 +2,18 @@
 //!
 //! Pieces of a file of pages are claimed and read at once. Where the content says where to cut, one worker at a
 //! time reads on and finds the next cuts; what follows (hash, compression, encryption) it does alone again.
+//! Of a file that was compared with an older one ([`super::carry`]) only the changed chunks are pieces.
 //!
 //! Crash story: reads only.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    fs::File,
+    ops::Range,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use super::{
+    carry::Compared,
     chunk::{Chunking, Cutting, HEAD, Roller},
     index::Place,
 };
@@ -21,7 +27,9 @@ pub(crate) struct Large {
     source: Source,
     size: u64,
     cutting: Cutting,
-    /// Where the next piece begins.
+    /// What is known of it from the backup before.
+    compared: Option<Compared>,
+    /// Where the next piece begins: in bytes, or in the list of changed chunks.
     cursor: Mutex<u64>,
     parts: Mutex<Parts>,
 }
@@ -67,7 +75,36 @@ impl Large {
         let length = size.min(HEAD as u64) as usize;
         source.read(&mut head[..length], 0)?;
         let cutting = chunking.cutting(&head[..length], size);
-        Ok(Self { source, size, cutting, cursor: Mutex::new(0), parts: Mutex::default() })
+        Ok(Self { source, size, cutting, compared: None, cursor: Mutex::new(0), parts: Mutex::default() })
+    }
+
+    /// Where it is read from and the size of its blobs, if it is a pinned copy that is cut at fixed places.
+    pub(crate) fn pages(&self) -> Option<(&File, u64)> {
+        match self.cutting {
+            Cutting::Fixed(blob) => Some((self.source.pinned()?, blob)),
+            Cutting::Content => None,
+        }
+    }
+
+    /// Before anything is claimed: what is known of it from the backup before.
+    pub(crate) fn compare_with(&mut self, compared: Compared) {
+        lock(&self.parts).complete = compared.chunks().is_some_and(<[u32]>::is_empty);
+        self.compared = Some(compared);
+    }
+
+    /// What it was compared with.
+    pub(crate) fn compared(&self) -> Option<&Compared> {
+        self.compared.as_ref()
+    }
+
+    /// The chunks that are read, if not all of it is.
+    fn chunks(&self) -> Option<&[u32]> {
+        self.compared.as_ref()?.chunks()
+    }
+
+    /// Where the cursor is at its end.
+    fn end(&self) -> u64 {
+        self.chunks().map_or(self.size, |chunks| chunks.len() as u64)
     }
 
     /// Claims the next piece and reads it into the buffer; nothing if there is none left.
@@ -82,10 +119,13 @@ impl Large {
     ) -> Result<Option<Piece>, Fault> {
         let mut cursor = lock(&self.cursor);
         let from = *cursor;
-        if from >= self.size {
+        if from >= self.end() {
             return Ok(None);
         }
         match self.cutting {
+            Cutting::Fixed(blob) if let Some(chunks) = self.chunks() => {
+                self.claim_chunks(cursor, chunks, blob, buffer).map(Some)
+            }
             Cutting::Fixed(blob) => {
                 let to = (from + (PIECE / blob).max(1) * blob).min(self.size);
                 *cursor = to;
@@ -111,6 +151,42 @@ impl Large {
                 Ok(Some(Piece { number: self.issue(*cursor), ends: cut }))
             }
         }
+    }
+
+    /// Claims the next chunks of the list and reads them, side by side ones at once.
+    fn claim_chunks(
+        &self,
+        mut cursor: MutexGuard<'_, u64>,
+        chunks: &[u32],
+        blob: u64,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Piece, Fault> {
+        let from = *cursor as usize;
+        let to = (from + (PIECE / blob).max(1) as usize).min(chunks.len());
+        *cursor = to as u64;
+        let number = self.issue(to as u64);
+        drop(cursor);
+        let bounds = |chunk: u32| {
+            let start = u64::from(chunk) * blob;
+            start..(start + blob).min(self.size)
+        };
+        buffer.clear();
+        let mut ends = Vec::with_capacity(to - from);
+        for run in chunks[from..to].chunk_by(|a, b| a + 1 == *b) {
+            let begin = buffer.len();
+            for chunk in run {
+                let Range { start, end } = bounds(*chunk);
+                ends.push(ends.last().copied().unwrap_or(0) + (end - start) as usize);
+            }
+            buffer.resize(ends.last().copied().unwrap_or(0), 0);
+            let at = bounds(run[0]).start;
+            self.source.read(&mut buffer[begin..], at).inspect_err(|_| {
+                *lock(&self.cursor) = self.end();
+                self.lose(1);
+            })?;
+            self.source.forget(at, (buffer.len() - begin) as u64);
+        }
+        Ok(Piece { number, ends })
     }
 
     /// Reads on from here until there is at least one cut.
@@ -146,7 +222,7 @@ impl Large {
         let mut parts = lock(&self.parts);
         parts.stored.push(None);
         parts.missing += 1;
-        parts.complete = next >= self.size;
+        parts.complete = next >= self.end();
         parts.stored.len() - 1
     }
 
@@ -187,7 +263,11 @@ impl Large {
             std::mem::take(&mut parts.stored)
         };
         self.source.finish()?;
-        Ok(Ending::Stored(stored.into_iter().flatten().flatten().collect()))
+        let read: Vec<Place> = stored.into_iter().flatten().flatten().collect();
+        Ok(Ending::Stored(match &self.compared {
+            Some(compared) => compared.whole(read),
+            None => read,
+        }))
     }
 }
 

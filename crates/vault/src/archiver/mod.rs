@@ -6,7 +6,8 @@
 //!           └─ (in order) what is stored or carried over ─ trees ─ tree packs ──────┘
 //! ```
 //!
-//! Files that the parent holds under the same path and stamp are carried over from memory ([`parent`]); nothing of
+//! Of large files of pages whose frozen copy of the backup before still exists, only what changed since is read
+//! ([`carry`]). Files that the parent holds under the same path and stamp are carried over from memory ([`parent`]); nothing of
 //! them is opened. Files of pages are cut at fixed places, all others where restic cuts them ([`chunk`]). Memory is
 //! bounded by the workers' packs and pieces, 16 MiB each, by the index (53 to 59 bytes a blob) and by what is known
 //! of the parent (about 50 bytes a file).
@@ -16,6 +17,7 @@
 //! may run beside us: `docs/CONCURRENCY.md`.
 
 mod blobs;
+mod carry;
 mod chunk;
 mod index;
 mod indexer;
@@ -29,13 +31,19 @@ mod parent;
 mod trees;
 mod work;
 
-use std::{collections::HashMap, num::NonZero, thread};
+use std::{
+    collections::{HashMap, HashSet},
+    num::NonZero,
+    path::PathBuf,
+    thread,
+};
 
 use model::entry::{Entry, Kind};
 use rustic_core::repofile::{BlobType, ConfigFile};
 
 pub(crate) use self::{
     blobs::Blobs,
+    carry::{Carry, Frozen, Older, digest, recorded},
     index::{Index, Lost, Place},
     load::packs,
     name::Name,
@@ -86,6 +94,7 @@ pub(crate) struct Archiver {
 struct Job<'a> {
     feed: &'a Feed,
     bases: &'a [Base],
+    carry: Option<&'a Carry>,
     chunking: &'a Chunking,
     meter: &'a Meter,
     sink: Sink<'a>,
@@ -102,6 +111,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) feed: &'a Feed,
     /// What may be carried over, the first that has it wins.
     pub(crate) bases: &'a [Base],
+    /// Whose unchanged parts may be, and what is learnt for the next backup.
+    pub(crate) carry: Option<&'a Carry>,
 }
 
 impl Archiver {
@@ -126,14 +137,16 @@ impl Archiver {
         })
     }
 
-    /// Reads what a stored tree holds that can be carried over, and which of its directories cannot be read.
+    /// Reads what a stored tree holds that can be carried over, and which of its directories cannot be read; the
+    /// contents of the wanted files whatever their stamps are.
     pub(crate) fn base(
         &self,
         backend: &Backend,
         key: &SecretKey,
         root: Name,
-    ) -> (Base, Vec<(std::path::PathBuf, RepositoryError)>) {
-        parent::read(Blobs { backend, key, index: &self.index }, root)
+        wanted: &HashSet<PathBuf>,
+    ) -> (Base, Vec<(PathBuf, RepositoryError)>) {
+        parent::read(Blobs { backend, key, index: &self.index }, root, wanted)
     }
 
     /// Stores the contents of a feed's files, and returns them as what a later pass may carry over.
@@ -153,7 +166,7 @@ impl Archiver {
         })?;
         self.indexer.finish(&job.sink)?;
         contents.sort();
-        Ok(Base { known: known.into(), contents: contents.into() })
+        Ok(Base { known: known.into(), contents: contents.into(), ..Base::default() })
     }
 
     /// Stores a feed, and returns the name of its tree when everything is on disk and in the index.
@@ -180,6 +193,7 @@ impl Archiver {
         Job {
             feed: pass.feed,
             bases: pass.bases,
+            carry: pass.carry,
             chunking: &self.chunking,
             meter: pass.meter,
             sink,

@@ -7,16 +7,17 @@
 //! Crash story: memory and reading only.
 
 use std::{
+    collections::{HashMap, HashSet},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
-use model::{entry::Stamp, known::Known};
+use model::{entry::Stamp, known::Known, reference::LARGE};
 use sha2::{Digest, Sha256};
 
-use super::{blobs::Blobs, cores, index::Place, name::Name};
+use super::{blobs::Blobs, cores, index::Place, name::Name, node::StoredKind};
 use crate::repository::error::RepositoryError;
 
 /// Half a SHA-256 over path and stamp.
@@ -87,6 +88,8 @@ pub(crate) struct Base {
     pub(crate) known: Arc<Known>,
     /// What they stand for.
     pub(crate) contents: Arc<Contents>,
+    /// The contents of the files that were asked for by path, whatever their stamps are.
+    pub(crate) wanted: Arc<HashMap<PathBuf, Vec<Name>>>,
 }
 
 /// Directories that are still to be read.
@@ -134,16 +137,22 @@ impl Queue {
 struct Share {
     known: Known,
     contents: Contents,
+    wanted: HashMap<PathBuf, Vec<Name>>,
     unreadable: Vec<(PathBuf, RepositoryError)>,
 }
 
 /// Reads a whole stored tree: the stamps and contents of all its files that can be carried over, which are not
-/// smudged and whose parts are all in the index; and which of its directories cannot be read.
-pub(crate) fn read(blobs: Blobs<'_>, root: Name) -> (Base, Vec<(PathBuf, RepositoryError)>) {
+/// smudged and whose parts are all in the index; the contents of the wanted files; and which of its directories cannot
+/// be read.
+pub(crate) fn read(
+    blobs: Blobs<'_>,
+    root: Name,
+    wanted: &HashSet<PathBuf>,
+) -> (Base, Vec<(PathBuf, RepositoryError)>) {
     let first = vec![(PathBuf::from("/"), root)];
     let queue = Queue { todo: Mutex::new(Todo { dirs: first, busy: 0 }), changed: Condvar::new() };
     let mut shares: Vec<Share> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..cores()).map(|_| scope.spawn(|| share(blobs, &queue))).collect();
+        let threads: Vec<_> = (0..cores()).map(|_| scope.spawn(|| share(blobs, &queue, wanted))).collect();
         // A thread cannot panic: everything in it returns errors.
         threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
     });
@@ -151,14 +160,16 @@ pub(crate) fn read(blobs: Blobs<'_>, root: Name) -> (Base, Vec<(PathBuf, Reposit
     for share in shares {
         all.known.append(share.known);
         all.contents.append(share.contents);
+        all.wanted.extend(share.wanted);
         all.unreadable.extend(share.unreadable);
     }
     all.contents.sort();
     all.unreadable.sort_by(|a, b| a.0.cmp(&b.0));
-    (Base { known: Arc::new(all.known), contents: Arc::new(all.contents) }, all.unreadable)
+    let (known, contents, wanted) = (Arc::new(all.known), Arc::new(all.contents), Arc::new(all.wanted));
+    (Base { known, contents, wanted }, all.unreadable)
 }
 
-fn share(blobs: Blobs<'_>, queue: &Queue) -> Share {
+fn share(blobs: Blobs<'_>, queue: &Queue, wanted: &HashSet<PathBuf>) -> Share {
     let mut share = Share::default();
     while let Some((dir, tree)) = queue.next() {
         let mut found = Vec::new();
@@ -167,7 +178,16 @@ fn share(blobs: Blobs<'_>, queue: &Queue) -> Share {
                 for node in nodes {
                     if let Some(subtree) = node.subtree {
                         found.push((dir.join(node.file_name()), subtree));
-                    } else if let Some(stamp) = node.stamp()
+                        continue;
+                    }
+                    let is_large = node.kind == StoredKind::File && node.size >= LARGE.0;
+                    if is_large && !wanted.is_empty() {
+                        let path = dir.join(node.file_name());
+                        if wanted.contains(&path) {
+                            share.wanted.insert(path, node.content.clone().unwrap_or_default());
+                        }
+                    }
+                    if let Some(stamp) = node.stamp()
                         && let Some(content) = blobs.index.locate(node.content.as_deref().unwrap_or_default())
                     {
                         let path = dir.join(node.file_name());

@@ -326,12 +326,17 @@ impl Worker<'_, '_> {
         let end = self.buffer.len();
         let content = if end == 0 { Vec::new() } else { vec![self.store(0..end)?] };
         self.job.meter.count(size);
+        self.job.feed.was_read(size);
         Ok(content)
     }
 
     fn large(&mut self, place: usize, size: u64) -> Result<(), Trouble> {
         let source = Source::open(self.job.feed, place)?;
-        let large = Arc::new(Large::begin(source, size, self.job.chunking)?);
+        let mut large = Large::begin(source, size, self.job.chunking)?;
+        if let (Some(carry), Some(entry)) = (self.job.carry, self.job.feed.entry(place)) {
+            self.job.meter.count(carry.compare(entry, &mut large));
+        }
+        let large = Arc::new(large);
         self.board.deliver(&mut self.results);
         self.board.state().open.push((place, large.clone()));
         self.board.work.notify_all();
@@ -352,7 +357,12 @@ impl Worker<'_, '_> {
         }
         match large.ending() {
             Ok(Ending::NotYet) => {}
-            Ok(Ending::Stored(content)) => self.results.push((place, Some(content))),
+            Ok(Ending::Stored(content)) => {
+                if let (Some(carry), Some(entry)) = (self.job.carry, self.job.feed.entry(place)) {
+                    carry.stored(entry, large, &content);
+                }
+                self.results.push((place, Some(content)));
+            }
             Ok(Ending::Lost) => self.results.push((place, None)),
             Err(fault) => self.lose(place, fault),
         }
@@ -367,6 +377,7 @@ impl Worker<'_, '_> {
             from = *end;
         }
         self.job.meter.count(from as u64);
+        self.job.feed.was_read(from as u64);
         Ok(places)
     }
 

@@ -10,6 +10,7 @@
 
 pub(crate) mod backend;
 mod blobs;
+mod carry;
 mod check;
 mod compare;
 pub(crate) mod crypt;

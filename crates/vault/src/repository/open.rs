@@ -18,6 +18,7 @@ use rustic_core::{
 
 use super::{
     backend::Backend,
+    carry::ReferenceState,
     crypt::SecretKey,
     disk::{Disk, RealDisk},
     error::{RepositoryError, StorageError, while_doing},
@@ -46,6 +47,7 @@ pub struct Repository {
     pub(super) meter: Meter,
     pub(super) key_id: Id,
     pub(super) session: Option<super::store::Session>,
+    pub(super) reference: ReferenceState,
 }
 
 impl Repository {
@@ -98,7 +100,14 @@ impl Repository {
         let backend = Arc::new(Backend::new(&dir, disk.clone()));
         let (key_id, key) = keys::open(&backend, &opening.password)?;
         let locks = Locks { dir, disk, key, me: Me::here(), journal };
-        Ok(Self { backend, locks, meter: Meter::default(), key_id, session: None })
+        Ok(Self {
+            backend,
+            locks,
+            meter: Meter::default(),
+            key_id,
+            session: None,
+            reference: ReferenceState::default(),
+        })
     }
 
     /// Its directory.

@@ -15,7 +15,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -57,6 +57,8 @@ struct Inner {
     faults: Mutex<BTreeMap<usize, Fault>>,
     /// Nothing more is fed.
     stopped: AtomicBool,
+    /// Bytes of files that were read.
+    read: AtomicU64,
 }
 
 #[derive(Clone, Copy)]
@@ -85,6 +87,7 @@ impl Feed {
             parents,
             faults: Mutex::default(),
             stopped: AtomicBool::new(false),
+            read: AtomicU64::new(0),
         }))
     }
 
@@ -111,6 +114,16 @@ impl Feed {
     /// Whether somebody asked to stop.
     pub(crate) fn is_stopped(&self) -> bool {
         self.0.stopped.load(Ordering::Relaxed)
+    }
+
+    /// So many bytes of files were read.
+    pub(crate) fn was_read(&self, bytes: u64) {
+        self.0.read.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// How many bytes of files were read.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.0.read.load(Ordering::Relaxed)
     }
 
     /// The change time to store for an entry.
@@ -244,7 +257,11 @@ fn is_cold(file: &File, size: u64) -> bool {
     is_absent(0) && (size <= PAGE || (is_absent(last / 2) && is_absent(last)))
 }
 
-fn stamp_of(file: &File) -> io::Result<Stamp> {
+/// What tells this content of a file from another.
+///
+/// # Errors
+/// What the filesystem says.
+pub(crate) fn stamp_of(file: &File) -> io::Result<Stamp> {
     let meta = file.metadata()?;
     let nanos = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
     Ok(Stamp {
@@ -272,6 +289,14 @@ impl Source {
         };
         source.cold = source.file().is_some_and(|file| is_cold(file, source.size.0));
         Ok(source)
+    }
+
+    /// The pinned copy that it is read from, if it is.
+    pub(crate) fn pinned(&self) -> Option<&File> {
+        match &self.content {
+            Content::Pinned(file) => Some(file),
+            Content::Inline | Content::Live(..) => None,
+        }
     }
 
     fn file(&self) -> Option<&File> {

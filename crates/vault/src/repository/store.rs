@@ -6,7 +6,12 @@
 //! names. Another program may store at the same time under its own shared lock: at worst both store the same
 //! bytes twice.
 
-use std::{collections::HashMap, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use model::{
@@ -16,6 +21,7 @@ use model::{
     port::{Draft, Failure, Progress, Silent, Stage, Store},
     problem::{Effect, Problem},
     record::{BackupRecord, CutRecord},
+    reference::Reading,
     size::Bytes,
 };
 use rustic_core::{
@@ -32,19 +38,23 @@ use super::{
     snapshot,
     source::Feed,
 };
-use crate::archiver::{Archiver, Base, Blobs, Name, Pass, packs};
+use crate::archiver::{Archiver, Base, Blobs, Carry, Name, Pass, packs};
 
 /// What lasts from the first question about the parent until the backup is listed.
 pub(super) struct Session {
     lock: Lock,
-    archiver: Arc<Archiver>,
+    pub(super) archiver: Arc<Archiver>,
     /// The newest backup of ours, and what can be carried over from it.
-    parent: Option<(SnapshotId, Base)>,
+    pub(super) parent: Option<(SnapshotId, Base)>,
     /// What was stored ahead.
     ahead: Option<Base>,
     drafts: HashMap<u64, Pending>,
     notes: Vec<Problem>,
     written_before: u64,
+    /// Bytes of files that were read ahead.
+    read_ahead: u64,
+    /// How files are read, if a reference is used or kept.
+    pub(super) reading: Option<Reading>,
 }
 
 impl Session {
@@ -59,6 +69,8 @@ impl Session {
 struct Pending {
     tree: TreeId,
     cut: CutRecord,
+    /// What becomes the reference.
+    carry: Option<Carry>,
 }
 
 impl Repository {
@@ -71,7 +83,7 @@ impl Repository {
         Ok(())
     }
 
-    fn session(&mut self) -> Result<&mut Session, RepositoryError> {
+    pub(super) fn session(&mut self) -> Result<&mut Session, RepositoryError> {
         if self.session.is_none() {
             let lock = self.locks.take(LockKind::Shared)?;
             self.backend.forget();
@@ -81,7 +93,8 @@ impl Repository {
             let alone = || self.locks.is_alone(&lock);
             let archiver = Archiver::begin(&self.backend, &self.locks.key, opened.config(), alone)?;
             let mut notes = Vec::new();
-            let parent = newest.map(|(id, root)| (id, self.base(&archiver, root, &mut notes)));
+            let (reading, wanted) = self.reading(newest.as_ref().map(|(id, _)| id))?;
+            let parent = newest.map(|(id, root)| (id, self.base(&archiver, root, &wanted, &mut notes)));
             let written_before = self.backend.written();
             self.session = Some(Session {
                 lock,
@@ -91,6 +104,8 @@ impl Repository {
                 drafts: HashMap::new(),
                 notes,
                 written_before,
+                read_ahead: 0,
+                reading,
             });
         }
         self.session.as_mut().ok_or_else(no_session)
@@ -107,8 +122,14 @@ impl Repository {
     }
 
     /// What can be carried over from a stored tree; what of it cannot be read is noted.
-    fn base(&self, archiver: &Archiver, root: Name, notes: &mut Vec<Problem>) -> Base {
-        let (base, unreadable) = archiver.base(&self.backend, &self.locks.key, root);
+    fn base(
+        &self,
+        archiver: &Archiver,
+        root: Name,
+        wanted: &HashSet<PathBuf>,
+        notes: &mut Vec<Problem>,
+    ) -> Base {
+        let (base, unreadable) = archiver.base(&self.backend, &self.locks.key, root, wanted);
         notes.extend(unreadable.iter().map(|(path, error)| unreadable_parent(path, error)));
         base
     }
@@ -122,10 +143,12 @@ impl Repository {
         let (archiver, bases) = (session.archiver.clone(), session.bases());
         let total = manifest.bytes();
         let feed = Feed::new(manifest, Vec::new(), known_of(&bases));
-        let ahead = self.archive(&feed, &bases, (progress, Stage::StoringAhead, total), |pass| {
+        let ahead = self.archive(&feed, &bases, None, (progress, Stage::StoringAhead, total), |pass| {
             archiver.store_ahead(pass)
         })?;
-        self.session()?.ahead = Some(ahead);
+        let session = self.session()?;
+        session.ahead = Some(ahead);
+        session.read_ahead += feed.bytes_read();
         Ok(())
     }
 
@@ -139,8 +162,14 @@ impl Repository {
         let (archiver, bases) = (session.archiver.clone(), session.bases());
         let total = manifest.bytes();
         let feed = Feed::new(manifest, record_entries(cut)?, known_of(&bases));
+        let carry = self.begin_carry()?;
         let root =
-            self.archive(&feed, &bases, (progress, Stage::Storing, total), |pass| archiver.store(pass))?;
+            self.archive(&feed, &bases, carry.as_ref(), (progress, Stage::Storing, total), |pass| {
+                archiver.store(pass)
+            })?;
+        if let Some(carry) = &carry {
+            carry.carried(&feed, &bases);
+        }
         drop(bases);
 
         progress.begin(Stage::Comparing, None);
@@ -152,13 +181,15 @@ impl Repository {
         let bytes_added = self.backend.written();
         let session = self.session()?;
         let token = session.drafts.len() as u64 + 1;
-        session.drafts.insert(token, Pending { tree: root.id().into(), cut: cut.clone() });
+        let learnt = carry.as_ref().map(Carry::problems).unwrap_or_default();
+        session.drafts.insert(token, Pending { tree: root.id().into(), cut: cut.clone(), carry });
         Ok(Draft {
             token,
             files: tally.files,
             bytes: tally.bytes,
             bytes_added: Bytes(bytes_added.saturating_sub(session.written_before)),
-            problems: session.notes.iter().cloned().chain(tally.problems).collect(),
+            bytes_read: Bytes(session.read_ahead + feed.bytes_read()),
+            problems: session.notes.iter().cloned().chain(tally.problems).chain(learnt).collect(),
         })
     }
 
@@ -173,13 +204,16 @@ impl Repository {
         let archiver = self.session()?.archiver.clone();
         // What of the parent cannot be read is missing from the new tree, which is compared below.
         let bases: Vec<Base> = parent
-            .map(|tree| self.base(&archiver, Name::from_id(&tree.into_inner()), &mut Vec::new()))
+            .map(|tree| {
+                let root = Name::from_id(&tree.into_inner());
+                self.base(&archiver, root, &HashSet::new(), &mut Vec::new())
+            })
             .into_iter()
             .collect();
         let total = manifest.bytes();
         let feed = Feed::new(Arc::new(manifest), Vec::new(), Vec::new());
         let root =
-            self.archive(&feed, &bases, (&Silent, Stage::Storing, total), |pass| archiver.store(pass))?;
+            self.archive(&feed, &bases, None, (&Silent, Stage::Storing, total), |pass| archiver.store(pass))?;
         archiver.index.note_packs(&packs(&self.backend)?);
         let blobs = Blobs { backend: &self.backend, key: &self.locks.key, index: &archiver.index };
         let tally = compare(&feed, blobs, root, Path::new(""))?;
@@ -203,6 +237,8 @@ impl Repository {
             drafts: HashMap::new(),
             notes: Vec::new(),
             written_before,
+            read_ahead: 0,
+            reading: None,
         });
         Ok(())
     }
@@ -217,12 +253,13 @@ impl Repository {
         &self,
         feed: &Feed,
         bases: &[Base],
+        carry: Option<&Carry>,
         (progress, stage, total): (&dyn Progress, Stage, Bytes),
         pass: impl FnOnce(Pass<'_>) -> Result<T, RepositoryError>,
     ) -> Result<T, RepositoryError> {
         let (backend, meter) = (self.backend.as_ref(), &self.meter);
         let stoppable = Stopping { progress, feed, backend };
-        let whole = Pass { backend, key: &self.locks.key, meter, feed, bases };
+        let whole = Pass { backend, key: &self.locks.key, meter, feed, bases, carry };
         let archived = self.meter.watch(&stoppable, stage, Some(total), || pass(whole));
         // The first failed write says more than what it led to.
         match self.backend.failed() {
@@ -239,8 +276,11 @@ impl Repository {
         }
         let parent = session.parent.as_ref().map(|(id, _)| *id);
         let listed = snapshot::listed(pending.tree, parent, &pending.cut, record, &self.locks.me)?;
-        let id = self.list(listed)?;
-        snapshot::backup_id(&id)
+        let id = snapshot::backup_id(&self.list(listed)?)?;
+        if let Some(carry) = pending.carry {
+            self.keep_reference(&id, pending.cut.cut_at, carry);
+        }
+        Ok(id)
     }
 
     /// Writes a snapshot, and returns its id.

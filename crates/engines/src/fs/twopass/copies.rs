@@ -21,10 +21,11 @@ use std::{
 
 use model::{
     entry::{Body, Stamp},
+    extents::Map,
     size::Bytes,
 };
 use os::{
-    extents::{Map, clone_file, clone_range, clone_rest, is_unsupported, skips_what_is_shared},
+    extents::{clone_file, clone_range, clone_rest, is_unsupported, map_of, skips_what_is_shared},
     staging::{Staging, StagingError, is_no_space},
 };
 use rustix::{
@@ -217,7 +218,7 @@ impl Copies {
         }
         clone_whole(source, target)?;
         if !when.frozen
-            && let Ok(map) = Map::of(target)
+            && let Ok(map) = map_of(target)
         {
             self.maps().keep(number, map);
         }
@@ -230,7 +231,7 @@ impl Copies {
         let unproven = std::mem::take(&mut self.maps().unproven);
         let doubtful = |(number, (map, ranges)): (u32, (Map, Vec<Range<u64>>))| {
             let path = self.path_of(number);
-            let now = File::open(&path).and_then(|file| Map::of(&file));
+            let now = File::open(&path).and_then(|file| map_of(&file));
             (!now.is_ok_and(|now| map.holds_outside(&ranges, &now))).then_some(path)
         };
         unproven.into_iter().filter_map(doubtful).collect()
@@ -335,7 +336,7 @@ fn clone_over(source: &File, target: &File, size: Bytes, when: When<'_>) -> Resu
 
 /// Clones again what differs from an older clone, of which this is the map; says what that was.
 fn update_clone(source: &File, target: &File, known: &Map, size: Bytes) -> io::Result<Vec<Range<u64>>> {
-    let ranges = Map::of(source)?.differing_from(known);
+    let ranges = map_of(source)?.differing_from(known);
     target.set_len(size.0)?;
     ranges.iter().try_for_each(|range| clone_range(source, target, range.clone()))?;
     Ok(ranges)
@@ -343,9 +344,9 @@ fn update_clone(source: &File, target: &File, known: &Map, size: Bytes) -> io::R
 
 /// The same, of a clone whose map is not known, and makes sure of it; hands over the map that it has then.
 fn update_and_prove(source: &File, target: &File, size: Bytes) -> io::Result<Map> {
-    let before = Map::of(target)?;
+    let before = map_of(target)?;
     let ranges = update_clone(source, target, &before, size)?;
-    let after = Map::of(target)?;
+    let after = map_of(target)?;
     if before.holds_outside(&ranges, &after) {
         Ok(after)
     } else {

@@ -33,6 +33,8 @@ use super::{
     wire::{Wire, error_of},
 };
 
+/// What comes within this time is read at once, unless the server waits for us.
+const GATHER: Duration = Duration::from_millis(25);
 /// How often the server says that it has nothing more.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Without heartbeats for so long, the connection is dead.
@@ -158,6 +160,9 @@ impl LogSource for Server {
             wire.run(&set, PATIENCE)?;
         }
         wire.command(&dump(start, self.replica)?)?;
+        if !is_waited_for {
+            wire.gather(GATHER);
+        }
         let place = match start {
             Start::Place(place) => Some(place),
             Start::After(_) => None,

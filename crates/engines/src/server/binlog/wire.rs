@@ -11,6 +11,7 @@ use std::{
     net::{TcpStream, ToSocketAddrs},
     os::unix::net::UnixStream,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -53,6 +54,9 @@ pub struct Wire {
     long: Vec<u8>,
     sequence: u8,
     timeout: Option<Duration>,
+    /// How long to let come together what comes, and whether all that came was read.
+    gather: Duration,
+    is_empty: bool,
 }
 
 enum Stream {
@@ -78,6 +82,8 @@ impl Wire {
             long: Vec::new(),
             sequence: 0,
             timeout: None,
+            gather: Duration::ZERO,
+            is_empty: false,
         };
         wire.log_in(&found, within)?;
         Ok(wire)
@@ -93,6 +99,12 @@ impl Wire {
         packet.extend_from_slice(sql.as_bytes());
         self.command(&packet)?;
         self.expect_ok(within)
+    }
+
+    /// From now on reads at most once in this time while little comes. A server under load sends each event by itself, and to wake
+    /// up for each costs it a processor that it needs.
+    pub fn gather(&mut self, time: Duration) {
+        self.gather = time;
     }
 
     /// Sends a command.
@@ -162,6 +174,9 @@ impl Wire {
 
     /// Receives something; false if nothing came in time.
     fn fill(&mut self, within: Duration) -> Result<bool, Failure> {
+        let nap = if self.is_empty { self.gather.min(within) } else { Duration::ZERO };
+        thread::sleep(nap);
+        let within = within.saturating_sub(nap);
         // Zero would mean without end.
         let within = within.max(Duration::from_millis(1));
         let mut buffer = [0; 1 << 16];
@@ -169,11 +184,15 @@ impl Wire {
         match read {
             Ok(0) => Err(self.lost("it closed the connection")),
             Ok(n) => {
+                self.is_empty = n < buffer.len();
                 self.received.drain(..std::mem::take(&mut self.taken));
                 self.received.extend_from_slice(&buffer[..n]);
                 Ok(true)
             }
-            Err(error) if is_timeout(&error) => Ok(false),
+            Err(error) if is_timeout(&error) => {
+                self.is_empty = false;
+                Ok(false)
+            }
             Err(error) => Err(self.lost(&error.to_string())),
         }
     }

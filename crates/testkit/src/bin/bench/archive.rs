@@ -9,7 +9,7 @@ use std::{
 };
 
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
-use testkit::server::{PrivateServer, ServerBuilder, Sysbench};
+use testkit::server::{PrivateServer, ServerBuilder, Sysbench, Volume};
 
 use super::{
     figures::{cell, column, median},
@@ -20,6 +20,8 @@ use super::{
 
 /// InnoDB's default page size, bytes.
 const PAGE: u64 = 16 * 1024;
+pub const FIRST: &str = "pages, first";
+pub const NIGHT: &str = "pages, a later night: 1 % changed";
 /// Scattered updates before the first backup.
 const AGEING: Duration = Duration::from_secs(20);
 /// Files in a directory.
@@ -27,13 +29,18 @@ const TOGETHER: u64 = 500;
 
 /// Measures all cases.
 pub fn run(options: &Options) {
-    let dir = tempfile::tempdir_in(&options.dir).expect("a directory");
-    for &gigabytes in &options.sizes {
-        pages(options, dir.path(), gigabytes);
+    let largest = options.sizes.iter().copied().fold(1.0, f64::max);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "gigabytes of tests")]
+    let volume = Volume::new("xfs", (largest * 8e9) as u64 + (20 << 30), &options.dir);
+    let dir = volume.directory("all");
+    for &gigabytes in options.sizes.iter().filter(|size| **size > 0.0) {
+        pages(options, &dir, gigabytes);
     }
-    small(options, dir.path());
+    if options.small > 0 {
+        small(options, &dir);
+    }
     if options.million > 0 {
-        many(options, dir.path());
+        many(options, &dir);
     }
 }
 
@@ -41,16 +48,14 @@ pub fn run(options: &Options) {
 fn pages(options: &Options, dir: &Path, gigabytes: f64) {
     let (server, data) = tables(options, dir, gigabytes);
     let bench = Bench { options, dir, data: data.clone(), size: format!("{gigabytes} GB") };
-    bench.first("pages, first");
+    bench.first(FIRST);
     let mut random = StdRng::seed_from_u64(1);
     let mut nights: Vec<(Tool, Vec<Ran>)> = ALL.map(|tool| (tool, vec![])).into();
     for _ in 0..options.nights {
         change_pages(&data, &mut random);
-        for (tool, ran) in &mut nights {
-            ran.push(bench.backup(*tool));
-        }
+        in_turn(&mut nights, |tool, ran| ran.push(bench.backup(tool)));
     }
-    bench.told("pages, a later night: 1 % changed", &nights);
+    bench.told(NIGHT, &nights);
     let kept: Vec<(Tool, Vec<Ran>)> =
         ALL.iter().map(|tool| (*tool, vec![Ran::kept(bench.repository(*tool))])).collect();
     bench.told(&format!("pages, repository of the first and {} nights", options.nights), &kept);
@@ -77,6 +82,12 @@ fn tables(options: &Options, dir: &Path, gigabytes: f64) -> (PrivateServer, Path
     server.stop();
     let data = server.datadir().to_owned();
     (server, data)
+}
+
+/// Every tool once; whoever was first is the last the next time.
+fn in_turn(all: &mut [(Tool, Vec<Ran>)], mut run: impl FnMut(Tool, &mut Vec<Ran>)) {
+    all.iter_mut().for_each(|(tool, ran)| run(*tool, ran));
+    all.rotate_left(1);
 }
 
 /// Many small files: first, unchanged, a little changed, restored.
@@ -141,9 +152,7 @@ impl Bench<'_> {
         let mut all: Vec<(Tool, Vec<Ran>)> = ALL.map(|tool| (tool, vec![])).into();
         for run in 0..self.options.runs {
             before(run);
-            for (tool, ran) in &mut all {
-                ran.push(self.backup(*tool));
-            }
+            in_turn(&mut all, |tool, ran| ran.push(self.backup(tool)));
         }
         self.told(case, &all);
     }
@@ -152,16 +161,16 @@ impl Bench<'_> {
         let out = self.dir.join("restored");
         let mut all: Vec<(Tool, Vec<Ran>)> = ALL.map(|tool| (tool, vec![])).into();
         for _ in 0..self.options.runs {
-            for (tool, ran) in &mut all {
-                warm(&self.repository(*tool));
-                ran.push(tool.restore(self.options, &self.repository(*tool), &out));
-                let said = super::machine::said(
-                    "diff",
-                    &["-rq", &self.data.to_string_lossy(), &found(&out, &self.data).to_string_lossy()],
-                );
+            in_turn(&mut all, |tool, ran| {
+                warm(&self.repository(tool));
+                ran.push(tool.restore(self.options, &self.repository(tool), &out));
+                let there = found(&out, &self.data);
+                let told = ["-rq", "--no-dereference", &self.data.to_string_lossy(), &there.to_string_lossy()]
+                    .map(str::to_owned);
+                let said = super::machine::said("diff", &told.each_ref().map(String::as_str));
                 assert_eq!(said, "", "{} restored something else", tool.name());
                 fs::remove_dir_all(&out).expect("what was restored can be removed");
-            }
+            });
         }
         self.told(case, &all);
     }

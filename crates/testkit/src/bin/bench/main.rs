@@ -12,6 +12,7 @@ mod machine;
 mod options;
 mod page;
 mod peer;
+mod promised;
 mod replay;
 mod scene;
 mod stall;

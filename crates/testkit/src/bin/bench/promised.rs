@@ -1,0 +1,102 @@
+//! What the project promised of the archiver, beside what was measured: ratios of rows of the same size.
+
+use super::{
+    archive::{FIRST, NIGHT},
+    peer::Tool,
+};
+
+/// Cells of a row.
+const CASE: usize = 0;
+const SIZE: usize = 1;
+const TOOL: usize = 2;
+const WALL: usize = 4;
+const MEMORY: usize = 6;
+const GREW: usize = 7;
+
+/// Beginnings of cases, whose run it is, and how many times as fast as the fastest peer.
+const FASTER: [(&str, Tool, f64); 8] = [
+    (FIRST, Tool::Stillpoint, 1.8),
+    (NIGHT, Tool::Stillpoint, 30.0),
+    (NIGHT, Tool::StillpointReading, 5.0),
+    ("pages, restore", Tool::Stillpoint, 2.0),
+    ("small files, first", Tool::Stillpoint, 2.5),
+    ("small files, unchanged", Tool::Stillpoint, 3.5),
+    ("small files, 1 % changed", Tool::Stillpoint, 3.5),
+    ("small files, restore", Tool::Stillpoint, 2.0),
+];
+/// The same for what the repository grew by, as a part of the least that a peer needs.
+const SMALLER: [(&str, Tool, f64); 4] = [
+    (FIRST, Tool::Stillpoint, 1.1),
+    (NIGHT, Tool::Stillpoint, 0.1),
+    (NIGHT, Tool::StillpointReading, 0.1),
+    ("pages, repository of", Tool::Stillpoint, 0.25),
+];
+/// Megabytes of memory.
+const MEMORIES: [(&str, f64); 3] = [("pages, restore", 150.0), ("small files, restore", 150.0), ("tiny files, first", 400.0)];
+
+/// Lines for the page.
+pub fn lines(rows: &[Vec<String>]) -> Vec<String> {
+    let mut told = vec![];
+    for ours in rows {
+        let is = |(case, tool): (&str, Tool)| ours[CASE].starts_with(case) && ours[TOOL] == tool.name();
+        let named = format!("{}, {}, {}", ours[CASE], ours[SIZE], ours[TOOL]);
+        for (case, tool, factor) in FASTER {
+            if let Some(ratio) = least(rows, ours, WALL).map(|least| least / number(&ours[WALL])).filter(|_| is((case, tool))) {
+                told.push(format!("{named}: {ratio:.1} times as fast as the fastest other; to reach: {factor}{}", mark(ratio >= factor)));
+            }
+        }
+        for (case, tool, part) in SMALLER {
+            if let Some(ratio) = least(rows, ours, GREW).map(|least| number(&ours[GREW]) / least).filter(|_| is((case, tool))) {
+                told.push(format!("{named}: {ratio:.2} of the bytes of the smallest other; to reach: {part}{}", mark(ratio <= part)));
+            }
+        }
+        for (case, most) in MEMORIES {
+            if is((case, Tool::Stillpoint)) {
+                let used = number(&ours[MEMORY]);
+                told.push(format!("{named}: {used:.0} MB of memory; to reach: {most:.0}{}", mark(used <= most)));
+            }
+        }
+    }
+    told
+}
+
+/// The least of a column among the other tools in the same case.
+fn least(rows: &[Vec<String>], ours: &[String], column: usize) -> Option<f64> {
+    let is_ours = |name: &str| [Tool::Stillpoint, Tool::StillpointReading].iter().any(|tool| tool.name() == name);
+    let others = rows.iter().filter(|row| row[..TOOL] == ours[..TOOL] && !is_ours(&row[TOOL]));
+    let values = others.map(|row| number(&row[column])).filter(|value| !value.is_nan());
+    values.min_by(f64::total_cmp)
+}
+
+fn number(cell: &str) -> f64 {
+    cell.parse().unwrap_or(f64::NAN)
+}
+
+fn mark(is_held: bool) -> &'static str {
+    if is_held { "" } else { " – **not held**" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lines;
+
+    fn row(tool: &str, wall: &str, grew: &str) -> Vec<String> {
+        ["pages, first", "2 GB", tool, "3", wall, "1.0", "100.0", grew, "today"].map(str::to_owned).into()
+    }
+
+    #[test]
+    fn ratios_are_to_the_best_of_the_others() {
+        let told = lines(&[
+            row("stillpoint", "10.0", "120.0"),
+            row("restic", "30.0", "100.0"),
+            row("borg", "20.0", "200.0"),
+        ]);
+        assert_eq!(
+            told,
+            [
+                "pages, first, 2 GB, stillpoint: 2.0 times as fast as the fastest other; to reach: 1.8",
+                "pages, first, 2 GB, stillpoint: 1.20 of the bytes of the smallest other; to reach: 1.1 – **not held**",
+            ]
+        );
+    }
+}

@@ -1,0 +1,323 @@
+//! The reference on disk: frozen copies of the newest backup's large files of pages, and the record that proves them.
+//! Form: `docs/format/reference.md`.
+//!
+//! Crash story: copies are moved into a new, journalled directory after the backup that they were stored in is listed.
+//! Then the old directories go, the record is written in place of the old one, and the new directory leaves the
+//! journal. Stopped between any two of these, a record names copies that are not there, or not what it says, or belongs
+//! to another backup than the newest: each of these is found out, and the next backup reads everything. Directories of a
+//! dead run are in its journal. Whoever changes a reference holds the lock of its application's runs.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use jiff::Timestamp;
+use model::{
+    id::{BackupId, Relpath},
+    pathtext,
+    port::{Failure, FailureKind, Journal},
+    problem::{Effect, Problem},
+    reference::{Choice, Kept, REFERENCE_VERSION, Reference, ReferenceFile},
+    size::Bytes,
+};
+use os::{
+    durable,
+    extents::{clone_file, is_unsupported, look},
+    staging::{self, Staging, StagingError},
+};
+
+use crate::{
+    archiver::{Frozen, recorded},
+    repository::source::stamp_of,
+};
+
+/// Which reference a backup uses and replaces.
+#[derive(Debug, Clone)]
+pub struct Referencing {
+    /// Where its record is: [`record_path`].
+    pub record: PathBuf,
+    /// Whose it is.
+    pub relpath: Relpath,
+    /// What the inventory says.
+    pub choice: Choice,
+    /// The time now.
+    pub now: Timestamp,
+}
+
+/// Where the record of an application's reference is: `{state}/reference/{relpath}.json`, with `/` written `%`.
+#[must_use]
+pub fn record_path(state: &Path, relpath: &Relpath) -> PathBuf {
+    directory(state).join(format!("{}.json", relpath.as_str().replace('/', "%")))
+}
+
+fn directory(state: &Path) -> PathBuf {
+    state.join("reference")
+}
+
+/// All records of references, whosever they are.
+///
+/// # Errors
+/// If their directory cannot be read.
+pub fn records(state: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let dir = directory(state);
+    let failed = |error: io::Error| {
+        Failure::new(FailureKind::Other, format!("{} cannot be read", pathtext::show(&dir)), "")
+            .because(error)
+    };
+    let entries = match fs::read_dir(&dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|ending| ending == "json") && !staging::is_ours(&path) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Reads a record.
+#[must_use]
+pub fn read(record: &Path) -> Kept {
+    let bytes = match fs::read(record) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Kept::Nothing,
+        Err(error) => return Kept::Unreadable(error.to_string()),
+        Ok(bytes) => bytes,
+    };
+    match serde_json::from_slice::<Reference>(&bytes) {
+        Ok(found) if found.version == REFERENCE_VERSION => Kept::There(found),
+        Ok(found) => Kept::Unreadable(format!("it is of version {}", found.version)),
+        Err(error) => Kept::Unreadable(error.to_string()),
+    }
+}
+
+/// Removes a reference, its copies first. Done if there is none.
+///
+/// # Errors
+/// If something is left, with what it is.
+pub fn remove(record: &Path) -> Result<(), Failure> {
+    if let Kept::There(reference) = read(record) {
+        remove_dirs(&reference.dirs)?;
+    }
+    remove_record(record).map_err(|error| {
+        let what = format!("the reference {} cannot be removed", pathtext::show(record));
+        Failure::new(FailureKind::Other, what, "see that this user may write there").because(error)
+    })
+}
+
+fn remove_record(record: &Path) -> io::Result<()> {
+    match fs::remove_file(record) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn remove_dirs(dirs: &[PathBuf]) -> Result<(), StagingError> {
+    dirs.iter().try_for_each(|dir| staging::remove(dir))
+}
+
+/// How many bytes the copies of a reference have for themselves: what removing them would free. Copies that are gone
+/// have none.
+#[must_use]
+pub fn own_bytes(reference: &Reference) -> Bytes {
+    let own = |file: &ReferenceFile| {
+        let copy = File::open(&file.copy).ok()?;
+        look(&copy).ok().map(|(_, space)| space.own)
+    };
+    reference.files.iter().filter_map(own).sum()
+}
+
+/// New directories for frozen copies, each beside the pins that it takes them from.
+pub(crate) struct Keeper {
+    journal: Arc<dyn Journal>,
+    places: Mutex<Places>,
+}
+
+#[derive(Default)]
+struct Places {
+    dirs: BTreeMap<PathBuf, Staging>,
+    next: u32,
+}
+
+/// A frozen copy that can be kept.
+pub(crate) struct FrozenAt {
+    /// Where it is now.
+    pub(crate) path: PathBuf,
+    /// The copy itself, if it is not the pinned one but a clone of it.
+    pub(crate) file: Option<File>,
+}
+
+impl Keeper {
+    pub(crate) fn new(journal: Arc<dyn Journal>) -> Self {
+        Self { journal, places: Mutex::default() }
+    }
+
+    /// What can be kept of a pinned copy: itself, if it lies in a directory of ours, or a clone of it, if it lies in a
+    /// snapshot. Nothing if it is no pinned copy, or cannot be cloned.
+    pub(crate) fn freeze(&self, pinned: &Path, file: &File) -> io::Result<Option<FrozenAt>> {
+        let Some(parent) = beside(pinned) else { return Ok(None) };
+        if fs::metadata(parent)?.dev() == file.metadata()?.dev() {
+            return Ok(Some(FrozenAt { path: pinned.to_owned(), file: None }));
+        }
+        let path = self.name_in(parent)?;
+        let mut options = OpenOptions::new();
+        let clone = options.read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        match clone_file(file, &clone) {
+            Ok(()) => Ok(Some(FrozenAt { path, file: Some(clone) })),
+            Err(error) => {
+                fs::remove_file(&path)?;
+                if is_unsupported(&error) { Ok(None) } else { Err(error) }
+            }
+        }
+    }
+
+    /// A new name in a new directory of ours in `parent`.
+    fn name_in(&self, parent: &Path) -> io::Result<PathBuf> {
+        // Nothing is left half-done under it.
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = places.next;
+        places.next += 1;
+        if !places.dirs.contains_key(parent) {
+            let made = Staging::create(&self.journal, parent, "reference").map_err(io::Error::other)?;
+            places.dirs.insert(parent.to_owned(), made);
+        }
+        let dir = places.dirs.get(parent).ok_or(io::ErrorKind::NotFound)?;
+        Ok(dir.path().join(format!("{number:x}")))
+    }
+
+    /// Whether a copy is in a new directory already.
+    fn has(&self, copy: &Path) -> bool {
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.dirs.values().any(|dir| copy.starts_with(dir.path()))
+    }
+
+    fn into_dirs(self) -> Vec<Staging> {
+        let places = self.places.into_inner().unwrap_or_else(PoisonError::into_inner);
+        places.dirs.into_values().collect()
+    }
+}
+
+/// The directory beside whose directory of ours a pinned copy lies.
+fn beside(pinned: &Path) -> Option<&Path> {
+    pinned.ancestors().find(|path| staging::is_ours(path))?.parent()
+}
+
+/// A backup that was listed, and what was stored of it as it was frozen.
+pub(crate) struct Listed<'a> {
+    pub(crate) backup: BackupId,
+    /// The last backup that read everything.
+    pub(crate) read_all_at: Timestamp,
+    pub(crate) frozen: Vec<Frozen>,
+    pub(crate) keeper: Keeper,
+    /// The digest of a content.
+    pub(crate) digest: &'a dyn Fn(&Frozen) -> String,
+}
+
+/// Makes the frozen copies of a listed backup the reference, in place of the one before. What cannot be kept is told.
+pub(crate) fn keep(referencing: &Referencing, listed: Listed<'_>) -> Vec<Problem> {
+    let Listed { backup, read_all_at, frozen, keeper, digest } = listed;
+    let mut problems = Vec::new();
+    let mut files = Vec::with_capacity(frozen.len());
+    for frozen in frozen {
+        match take(&keeper, &frozen, digest(&frozen)) {
+            Ok(file) => files.push(file),
+            Err(error) => {
+                let what = format!("its frozen copy is not kept, so the next backup reads it whole: {error}");
+                problems.push(Problem::note(&frozen.path, what));
+            }
+        }
+    }
+    let dirs = keeper.into_dirs();
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    let reference = Reference {
+        version: REFERENCE_VERSION,
+        relpath: referencing.relpath.clone(),
+        backup,
+        read_all_at,
+        dirs: dirs.iter().map(|dir| dir.path().to_owned()).collect(),
+        files,
+    };
+    match replace(&referencing.record, &reference) {
+        Ok(()) if reference.files.is_empty() => {}
+        Ok(()) => drop(dirs.into_iter().map(Staging::keep).collect::<Vec<_>>()),
+        Err(failure) => {
+            let what = format!(
+                "no frozen copies are kept, so the next backup reads everything: {}",
+                failure.in_full()
+            );
+            problems.push(Problem::new(Effect::Note, None, what, ""));
+        }
+    }
+    problems
+}
+
+/// Takes one frozen copy into its new directory.
+fn take(keeper: &Keeper, frozen: &Frozen, content: String) -> io::Result<ReferenceFile> {
+    let changed = || io::Error::other("it was changed since it was stored");
+    if stamp_of(&File::open(&frozen.copy)?)? != frozen.stamp {
+        return Err(changed());
+    }
+    let copy = if keeper.has(&frozen.copy) {
+        frozen.copy.clone()
+    } else {
+        let parent = beside(&frozen.copy).ok_or(io::ErrorKind::NotFound)?;
+        let name = keeper.name_in(parent)?;
+        fs::rename(&frozen.copy, &name)?;
+        name
+    };
+    // Being renamed is a change of the file, but of nothing in it.
+    let stamp = stamp_of(&File::open(&copy)?)?;
+    if (stamp.size, stamp.mtime, stamp.inode) != (frozen.stamp.size, frozen.stamp.mtime, frozen.stamp.inode) {
+        return Err(changed());
+    }
+    let nanos = |time: i128| i64::try_from(time).map_err(io::Error::other);
+    let (ctime, mtime) = (nanos(stamp.ctime)?, nanos(stamp.mtime)?);
+    let (path, size, inode, blob) = (frozen.path.clone(), stamp.size, stamp.inode, frozen.blob);
+    let file = ReferenceFile { path, copy, size, inode, ctime, mtime, blob, content };
+    if recorded(&file) == stamp { Ok(file) } else { Err(changed()) }
+}
+
+/// Puts a reference in place of the one before, whose copies go first.
+fn replace(record: &Path, reference: &Reference) -> Result<(), Failure> {
+    if let Kept::There(old) = read(record) {
+        let kept = |dir: &&PathBuf| !reference.dirs.contains(dir);
+        remove_dirs(&old.dirs.iter().filter(kept).cloned().collect::<Vec<_>>())?;
+    }
+    let written = || -> io::Result<()> {
+        if reference.files.is_empty() {
+            return remove_record(record);
+        }
+        if let Some(dir) = record.parent() {
+            durable::create_dirs(dir, 0o700)?;
+        }
+        let mut text = serde_json::to_vec_pretty(reference)?;
+        text.push(b'\n');
+        durable::replace(record, &text, 0o600)
+    };
+    written().map_err(|error| {
+        let what = format!("{} cannot be written", pathtext::show(record));
+        Failure::new(FailureKind::Other, what, "see that this user may write there").because(error)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::beside;
+
+    #[test]
+    fn only_what_lies_in_a_directory_of_ours_is_a_pinned_copy() {
+        let pinned = Path::new("/v01/state/staging/.stillpoint-tree-1/0/1");
+        assert_eq!(beside(pinned), Some(Path::new("/v01/state/staging")));
+        assert_eq!(beside(Path::new("/srv/app/database")), None);
+    }
+}

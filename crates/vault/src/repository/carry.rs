@@ -1,0 +1,103 @@
+//! A backup's use of the reference: what it compares with, and what it leaves for the next one.
+//!
+//! Crash story: see [`crate::reference`]. The reference is replaced when the backup is listed; what goes wrong then makes the next
+//! backup read more, and is told besides.
+
+use std::{collections::HashSet, path::PathBuf, sync::Arc};
+
+use jiff::Timestamp;
+use model::{
+    id::BackupId,
+    problem::Problem,
+    reference::{Kept, Reading, Reference, reading},
+};
+use rustic_core::repofile::SnapshotId;
+
+use super::{error::RepositoryError, open::Repository, snapshot};
+use crate::{
+    archiver::{Archiver, Carry, Frozen, Older, digest},
+    reference::{self, Keeper, Listed, Referencing},
+};
+
+/// What a repository is told of the reference, and what it tells.
+#[derive(Default)]
+pub(super) struct ReferenceState {
+    pub(super) referencing: Option<Referencing>,
+    /// What went wrong when the reference was replaced.
+    problems: Vec<Problem>,
+}
+
+impl Repository {
+    /// From now on backups use this reference and replace it. Whoever says so holds the lock of the application's runs.
+    pub fn use_reference(&mut self, referencing: Referencing) {
+        self.reference.referencing = Some(referencing);
+    }
+
+    /// What went wrong when the reference was replaced by that of a listed backup; once.
+    pub fn reference_problems(&mut self) -> Vec<Problem> {
+        std::mem::take(&mut self.reference.problems)
+    }
+
+    /// How the session reads, and of which files it needs the contents that the newest backup has.
+    pub(super) fn reading(
+        &self,
+        newest: Option<&SnapshotId>,
+    ) -> Result<(Option<Reading>, HashSet<PathBuf>), RepositoryError> {
+        let Some(Referencing { record, choice, now, .. }) = &self.reference.referencing else {
+            return Ok(Default::default());
+        };
+        let newest = newest.map(|id| snapshot::backup_id(id)).transpose()?;
+        let kept = reference::read(record);
+        let decided = reading(*choice, &kept, newest.as_ref(), *now);
+        let wanted = match (&decided, kept) {
+            (Reading::Changed { .. } | Reading::All { proves: true, .. }, Kept::There(reference)) => {
+                reference.files.into_iter().map(|file| file.path).collect()
+            }
+            _ => HashSet::new(),
+        };
+        Ok((Some(decided), wanted))
+    }
+
+    /// What the files of this session are compared with; nothing if no copies are kept.
+    pub(super) fn begin_carry(&mut self) -> Result<Option<Carry>, RepositoryError> {
+        let journal = Arc::clone(&self.locks.journal);
+        let record = self.reference.referencing.as_ref().map(|referencing| referencing.record.clone());
+        let session = self.session()?;
+        let proves = match &session.reading {
+            None | Some(Reading::All { keeps: false, .. }) => return Ok(None),
+            Some(Reading::All { proves, .. }) => *proves,
+            Some(Reading::Changed { .. }) => false,
+        };
+        let wanted = session.parent.as_ref().map(|(_, base)| Arc::clone(&base.wanted)).unwrap_or_default();
+        let older = match record.map(|record| reference::read(&record)) {
+            Some(Kept::There(Reference { files, .. })) if !wanted.is_empty() => {
+                let archiver = &session.archiver;
+                let proven = files
+                    .into_iter()
+                    .filter_map(|file| Older::proven(&archiver.index, wanted.get(&file.path)?, file));
+                proven.collect()
+            }
+            _ => Vec::new(),
+        };
+        Ok(Some(Carry::new(older, proves, Keeper::new(journal))))
+    }
+
+    /// The frozen copies of a listed backup become the reference.
+    pub(super) fn keep_reference(&mut self, backup: &BackupId, cut_at: Timestamp, carry: Carry) {
+        let (Some(referencing), Some(session)) = (&self.reference.referencing, &self.session) else { return };
+        let before = match reference::read(&referencing.record) {
+            Kept::There(reference) => Some(reference.read_all_at),
+            Kept::Nothing | Kept::Unreadable(_) => None,
+        };
+        let read_all_at = match &session.reading {
+            Some(Reading::Changed { .. }) => before.unwrap_or(cut_at),
+            _ => cut_at,
+        };
+        let archiver: &Archiver = &session.archiver;
+        let digest = |frozen: &Frozen| digest(&archiver.index.names(&frozen.content));
+        let (frozen, keeper) = carry.into_kept();
+        let listed = Listed { backup: backup.clone(), read_all_at, frozen, keeper, digest: &digest };
+        let problems = reference::keep(referencing, listed);
+        self.reference.problems.extend(problems);
+    }
+}
