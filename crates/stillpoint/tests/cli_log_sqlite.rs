@@ -6,39 +6,18 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Child,
-    thread,
-    time::{Duration, Instant},
 };
 
-use common::{Site, make_guestbook, start};
+use common::{
+    Site,
+    log::{end, follow, spool, wait_until_caught_up},
+    make_guestbook,
+};
 use engines::sqlite::wal::replay;
 use jiff::Timestamp;
-use model::{id::SourceId, logs::LogStatus};
+use model::id::SourceId;
 use rusqlite::Connection;
-use rustix::process::{Pid, Signal, kill_process};
-use vault::logs::Spool;
-
-fn status(dir: &Path) -> Option<LogStatus> {
-    serde_json::from_slice(&fs::read(dir.join("status.json")).ok()?).ok()
-}
-
-fn wait_until_caught_up(dir: &Path) -> LogStatus {
-    let now = Timestamp::now();
-    let asked = Instant::now();
-    loop {
-        match status(dir) {
-            Some(status) if status.caught_up_at.is_some_and(|at| at > now) => return status,
-            found => assert!(asked.elapsed() < Duration::from_secs(60), "it does not catch up: {found:?}"),
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn signal(child: &Child, signal: Signal) {
-    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-    kill_process(pid, signal).unwrap();
-}
+use rustix::process::Signal;
 
 fn epochs(dir: &Path) -> Vec<PathBuf> {
     let mut all: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -72,27 +51,25 @@ fn every_row_is_in_the_archive_once() {
     make_guestbook(&site.database());
     site.init(&site.sources());
     let source = SourceId::new("sqlite", site.database().display());
-    let dir = Spool::open(&site.repository().with_file_name("logs")).source_dir(&source);
+    let dir = spool(&site).source_dir(&source);
     let database = Connection::open(site.database()).unwrap();
     sign(&database, 0..10);
 
-    let mut archive = start(site.command(["log", "guestbook"]));
-    wait_until_caught_up(&dir);
+    let archive = follow(&site);
+    wait_until_caught_up(&site, &source);
     sign(&database, 10..200);
     let before = Timestamp::now();
     sign(&database, 200..400);
-    wait_until_caught_up(&dir);
-    signal(&archive, Signal::KILL);
-    archive.wait().unwrap();
+    wait_until_caught_up(&site, &source);
+    end(archive, Signal::KILL);
     sign(&database, 400..450);
 
-    let mut archive = start(site.command(["log", "guestbook"]));
-    wait_until_caught_up(&dir);
+    let archive = follow(&site);
+    wait_until_caught_up(&site, &source);
     sign(&database, 450..500);
-    let told = wait_until_caught_up(&dir);
+    let told = wait_until_caught_up(&site, &source);
     assert!(told.trouble.is_none() && told.max_lag_s < 30.0, "{told:?}");
-    signal(&archive, Signal::INT);
-    assert!(archive.wait().unwrap().success());
+    end(archive, Signal::INT);
 
     let all = epochs(&dir);
     assert_eq!(all.len(), 1, "{all:?}");

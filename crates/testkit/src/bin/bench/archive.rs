@@ -165,8 +165,9 @@ impl Bench<'_> {
                 warm(&self.repository(tool));
                 ran.push(tool.restore(self.options, &self.repository(tool), &out));
                 let there = found(&out, &self.data);
-                let told = ["-rq", "--no-dereference", &self.data.to_string_lossy(), &there.to_string_lossy()]
-                    .map(str::to_owned);
+                let told =
+                    ["-rq", "--no-dereference", &self.data.to_string_lossy(), &there.to_string_lossy()]
+                        .map(str::to_owned);
                 let said = super::machine::said("diff", &told.each_ref().map(String::as_str));
                 assert_eq!(said, "", "{} restored something else", tool.name());
                 fs::remove_dir_all(&out).expect("what was restored can be removed");

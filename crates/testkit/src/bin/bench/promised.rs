@@ -32,7 +32,8 @@ const SMALLER: [(&str, Tool, f64); 4] = [
     ("pages, repository of", Tool::Stillpoint, 0.25),
 ];
 /// Megabytes of memory.
-const MEMORIES: [(&str, f64); 3] = [("pages, restore", 150.0), ("small files, restore", 150.0), ("tiny files, first", 400.0)];
+const MEMORIES: [(&str, f64); 3] =
+    [("pages, restore", 150.0), ("small files, restore", 150.0), ("tiny files, first", 400.0)];
 
 /// Lines for the page.
 pub fn lines(rows: &[Vec<String>]) -> Vec<String> {
@@ -41,19 +42,32 @@ pub fn lines(rows: &[Vec<String>]) -> Vec<String> {
         let is = |(case, tool): (&str, Tool)| ours[CASE].starts_with(case) && ours[TOOL] == tool.name();
         let named = format!("{}, {}, {}", ours[CASE], ours[SIZE], ours[TOOL]);
         for (case, tool, factor) in FASTER {
-            if let Some(ratio) = least(rows, ours, WALL).map(|least| least / number(&ours[WALL])).filter(|_| is((case, tool))) {
-                told.push(format!("{named}: {ratio:.1} times as fast as the fastest other; to reach: {factor}{}", mark(ratio >= factor)));
+            if let Some(ratio) =
+                least(rows, ours, WALL).map(|least| least / number(&ours[WALL])).filter(|_| is((case, tool)))
+            {
+                told.push(format!(
+                    "{named}: {ratio:.1} times as fast as the fastest other; to reach: {factor}{}",
+                    mark(ratio >= factor)
+                ));
             }
         }
         for (case, tool, part) in SMALLER {
-            if let Some(ratio) = least(rows, ours, GREW).map(|least| number(&ours[GREW]) / least).filter(|_| is((case, tool))) {
-                told.push(format!("{named}: {ratio:.2} of the bytes of the smallest other; to reach: {part}{}", mark(ratio <= part)));
+            if let Some(ratio) =
+                least(rows, ours, GREW).map(|least| number(&ours[GREW]) / least).filter(|_| is((case, tool)))
+            {
+                told.push(format!(
+                    "{named}: {ratio:.2} of the bytes of the smallest other; to reach: {part}{}",
+                    mark(ratio <= part)
+                ));
             }
         }
         for (case, most) in MEMORIES {
             if is((case, Tool::Stillpoint)) {
                 let used = number(&ours[MEMORY]);
-                told.push(format!("{named}: {used:.0} MB of memory; to reach: {most:.0}{}", mark(used <= most)));
+                told.push(format!(
+                    "{named}: {used:.0} MB of memory; to reach: {most:.0}{}",
+                    mark(used <= most)
+                ));
             }
         }
     }
@@ -62,7 +76,8 @@ pub fn lines(rows: &[Vec<String>]) -> Vec<String> {
 
 /// The least of a column among the other tools in the same case.
 fn least(rows: &[Vec<String>], ours: &[String], column: usize) -> Option<f64> {
-    let is_ours = |name: &str| [Tool::Stillpoint, Tool::StillpointReading].iter().any(|tool| tool.name() == name);
+    let is_ours =
+        |name: &str| [Tool::Stillpoint, Tool::StillpointReading].iter().any(|tool| tool.name() == name);
     let others = rows.iter().filter(|row| row[..TOOL] == ours[..TOOL] && !is_ours(&row[TOOL]));
     let values = others.map(|row| number(&row[column])).filter(|value| !value.is_nan());
     values.min_by(f64::total_cmp)
