@@ -43,7 +43,7 @@ impl fmt::Display for Gtid {
 pub enum GtidState {
     /// For each domain the highest number of each server in it, and which server's was last.
     MariaDb(BTreeMap<u32, Domain>),
-    /// For each server the intervals of numbers, both ends included.
+    /// For each server (and tag, as in `uuid:tag`) the intervals of numbers, both ends included, in order and apart.
     MySql(BTreeMap<String, Vec<(u64, u64)>>),
 }
 
@@ -66,32 +66,25 @@ impl GtidState {
         }
     }
 
-    /// Reads what a server says (`@@gtid_binlog_state`, `@@gtid_executed`). Nothing if it is not understood, as tagged GTIDs
-    /// are not.
+    /// Reads what a server of this kind says (`@@gtid_binlog_state`, `@@gtid_executed`). Nothing if it is not understood; GTIDs
+    /// with tags, which a log's reader cannot count, are not.
     #[must_use]
     pub fn parse(flavor: Flavor, text: &Gtids) -> Option<Self> {
-        let mut state = Self::empty(flavor);
-        for part in text.0.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            match &mut state {
-                Self::MariaDb(_) => {
-                    let mut numbers = part.split('-');
-                    let domain = numbers.next()?.parse().ok()?;
-                    let server = numbers.next()?.parse().ok()?;
-                    let sequence = numbers.next()?.parse().ok()?;
-                    numbers.next().is_none().then_some(())?;
-                    state.add(&Gtid::MariaDb { domain, server, sequence });
-                }
-                Self::MySql(sets) => {
-                    let (uuid, rest) = part.split_once(':')?;
-                    for interval in rest.split(':') {
-                        let (first, last) = interval.split_once('-').unwrap_or((interval, interval));
-                        let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-                        insert(sets.entry(uuid.to_ascii_lowercase()).or_default(), (first, last));
-                    }
-                }
-            }
+        match flavor {
+            Flavor::MariaDb => maria_db(parts(text)),
+            Flavor::MySql => my_sql(parts(text)).filter(|state| !state.has_tags()),
         }
-        Some(state)
+    }
+
+    /// Reads what a server of either kind wrote, tags included; nothing if it is neither. An empty text is MariaDB's empty
+    /// state.
+    #[must_use]
+    pub fn read(text: &Gtids) -> Option<Self> {
+        if text.0.contains(':') { my_sql(parts(text)) } else { maria_db(parts(text)) }
+    }
+
+    fn has_tags(&self) -> bool {
+        matches!(self, Self::MySql(sets) if sets.keys().any(|server| server.contains(':')))
     }
 
     /// Adds a transaction. One of the other flavour changes nothing.
@@ -108,6 +101,50 @@ impl GtidState {
             },
             _ => {}
         }
+    }
+
+    /// Adds what came next in the log. What is of another kind is not added, but to an empty state.
+    pub fn append(&mut self, next: &Self) {
+        if self.is_empty() {
+            self.clone_from(next);
+            return;
+        }
+        match (self, next) {
+            (Self::MariaDb(domains), Self::MariaDb(next)) => {
+                for (id, more) in next {
+                    let domain = domains.entry(*id).or_default();
+                    domain.servers.extend(&more.servers);
+                    domain.last = more.last;
+                }
+            }
+            (Self::MySql(sets), Self::MySql(next)) => {
+                for (server, more) in next {
+                    let intervals = sets.entry(server.clone()).or_default();
+                    more.iter().for_each(|interval| insert(intervals, *interval));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// MariaDB's highest number of a server in a domain.
+    #[must_use]
+    pub fn sequence(&self, domain: u32, server: u32) -> Option<u64> {
+        let Self::MariaDb(domains) = self else { return None };
+        domains.get(&domain)?.servers.get(&server).copied()
+    }
+
+    /// MariaDB's numbers: domain, server, and the highest of it there.
+    pub fn sequences(&self) -> impl Iterator<Item = (u32, u32, u64)> {
+        let domains = match self {
+            Self::MariaDb(domains) => Some(domains),
+            Self::MySql(_) => None,
+        };
+        let numbers = |(id, domain): (&u32, &Domain)| {
+            let id = *id;
+            domain.servers.iter().map(|(server, n)| (id, *server, *n)).collect::<Vec<_>>()
+        };
+        domains.into_iter().flatten().flat_map(numbers)
     }
 
     /// Whether it holds nothing.
@@ -136,6 +173,18 @@ impl GtidState {
             }),
             _ => false,
         }
+    }
+
+    /// Whether it holds everything that the other does; nothing if they are of different kinds.
+    #[must_use]
+    pub fn includes(&self, other: &Self) -> Option<bool> {
+        let is_one_kind =
+            matches!((self, other), (Self::MariaDb(_), Self::MariaDb(_)) | (Self::MySql(_), Self::MySql(_)));
+        if is_one_kind {
+            return Some(self.contains(other));
+        }
+        // An empty text may be of either kind.
+        (self.is_empty() || other.is_empty()).then(|| other.is_empty())
     }
 
     /// The last transaction of each domain, as `@@gtid_binlog_pos` says it; MySQL: all of it.
@@ -170,6 +219,51 @@ impl GtidState {
         }
         Gtids(parts.join(","))
     }
+}
+
+fn parts(text: &Gtids) -> impl Iterator<Item = &str> {
+    text.0.split(',').map(str::trim).filter(|part| !part.is_empty())
+}
+
+fn maria_db<'a>(parts: impl Iterator<Item = &'a str>) -> Option<GtidState> {
+    let mut state = GtidState::empty(Flavor::MariaDb);
+    for part in parts {
+        let mut numbers = part.split('-');
+        let domain = numbers.next()?.parse().ok()?;
+        let server = numbers.next()?.parse().ok()?;
+        let sequence = numbers.next()?.parse().ok()?;
+        numbers.next().is_none().then_some(())?;
+        state.add(&Gtid::MariaDb { domain, server, sequence });
+    }
+    Some(state)
+}
+
+fn my_sql<'a>(parts: impl Iterator<Item = &'a str>) -> Option<GtidState> {
+    let mut sets: BTreeMap<String, Vec<(u64, u64)>> = BTreeMap::new();
+    for part in parts {
+        let mut server = String::new();
+        let mut found = Vec::new();
+        for word in part.split(':').map(str::trim) {
+            let (from, to) = word.split_once('-').unwrap_or((word, word));
+            match (from.parse::<u64>(), to.parse::<u64>()) {
+                (Ok(from), Ok(to)) if !server.is_empty() && from <= to => found.push((from, to)),
+                // The server, and behind it, since 8.3, a tag.
+                _ if found.is_empty() => {
+                    if !server.is_empty() {
+                        server.push(':');
+                    }
+                    server.push_str(&word.to_ascii_lowercase());
+                }
+                _ => return None,
+            }
+        }
+        if found.is_empty() {
+            return None;
+        }
+        let intervals = sets.entry(server).or_default();
+        found.into_iter().for_each(|interval| insert(intervals, interval));
+    }
+    Some(GtidState::MySql(sets))
 }
 
 /// Puts an interval among others, which are in order and do not touch.
@@ -228,5 +322,23 @@ mod tests {
         {
             assert_eq!(GtidState::parse(flavor, &Gtids(text.into())), None, "{text}");
         }
+    }
+
+    #[test]
+    fn states_of_both_kinds_of_servers() {
+        let state = |text: &str| GtidState::read(&Gtids(text.into())).unwrap();
+        assert_eq!(state("0-1-5,1-2-7").includes(&state("1-2-7")), Some(true));
+        assert_eq!(state("0-1-5").includes(&state("0-2-3")), Some(false));
+        assert_eq!(state("0-1-5").includes(&state("")), Some(true));
+        let id = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
+        let mut mine = state(&format!("{}:1-5", id.to_uppercase()));
+        assert_eq!(mine.includes(&state(&format!("{id}:3"))), Some(true));
+        assert_eq!(mine.includes(&state(&format!("{id}:6"))), Some(false));
+        mine.append(&state(&format!("{id}:6")));
+        mine.append(&state(&format!("{id}:9-10")));
+        assert_eq!(mine.text().0, format!("{id}:1-6:9-10"));
+        assert_eq!(state(&format!("{id}:tag:1-3")).text().0, format!("{id}:tag:1-3"));
+        assert!(GtidState::read(&Gtids("what".into())).is_none());
+        assert!(GtidState::read(&Gtids(format!("{id}:5-1"))).is_none());
     }
 }

@@ -38,7 +38,7 @@ pub struct LogLine {
     pub max_lag_s: Option<f64>,
     /// Everything that was received up to this time is in the repository.
     pub stored: Option<Timestamp>,
-    /// `ok`; `weak`: it runs, but has trouble; `failed`: nothing is known of it.
+    /// `ok`; `weak`: it runs, but has trouble, or nothing was received yet; `failed`: it has ended, or nothing is known of it.
     pub status: Status,
     /// Since the start, in seconds.
     pub duration_s: f64,
@@ -46,32 +46,48 @@ pub struct LogLine {
     pub message: String,
 }
 
+/// What is known of an archive.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Known<'a> {
+    /// What it last said of itself.
+    Status(&'a LogStatus),
+    /// It runs, and has not received anything yet.
+    Waiting,
+    /// It has ended because of this; empty if nothing is known of it.
+    Failed(&'a str),
+}
+
 impl LogLine {
-    /// The line for what the archive last said of itself.
+    /// The line for what is known of the archive.
     #[must_use]
     pub fn new(
         time: Timestamp,
         event: LogEvent,
         source: &SourceId,
-        status: Option<&LogStatus>,
+        known: Known<'_>,
         stored: Option<Timestamp>,
     ) -> Self {
-        let trouble = status.and_then(|status| status.trouble.clone());
+        let (said, message) = match known {
+            Known::Status(status) => (Some(status), status.trouble.clone().unwrap_or_default()),
+            Known::Waiting => (None, "nothing was received yet".to_owned()),
+            Known::Failed(why) => (None, why.to_owned()),
+        };
         Self {
             time,
             event,
             source: source.clone(),
-            lag_s: status.map(|status| status.lag_s),
-            max_lag_s: status.map(|status| status.max_lag_s),
+            lag_s: said.map(|status| status.lag_s),
+            max_lag_s: said.map(|status| status.max_lag_s),
             stored,
-            status: match (status, &trouble) {
-                (None, _) => Status::Failed,
-                (Some(_), Some(_)) => Status::Weak,
-                (Some(_), None) => Status::Ok,
+            status: match known {
+                Known::Failed(_) => Status::Failed,
+                Known::Waiting => Status::Weak,
+                Known::Status(status) if status.trouble.is_some() => Status::Weak,
+                Known::Status(_) => Status::Ok,
             },
-            duration_s: status
+            duration_s: said
                 .map_or(0.0, |status| time.duration_since(status.started_at).as_secs_f64().max(0.0)),
-            message: trouble.unwrap_or_default(),
+            message,
         }
     }
 }
@@ -105,7 +121,7 @@ impl fmt::Display for LogLine {
 
 #[cfg(test)]
 mod tests {
-    use super::{LogEvent, LogLine, file_name};
+    use super::{Known, LogEvent, LogLine, file_name};
     use crate::{
         id::{AppName, EpochId, SourceId},
         logs::{LOGS_VERSION, LogPlace, LogStatus},
@@ -131,11 +147,17 @@ mod tests {
             acknowledging: false,
             trouble: None,
         };
-        let ok = LogLine::new(time, LogEvent::Hourly, &source, Some(&status), Some(status.started_at));
+        let ok =
+            LogLine::new(time, LogEvent::Hourly, &source, Known::Status(&status), Some(status.started_at));
         status.trouble = Some("the server \"x\" is gone".into());
-        let weak = LogLine::new(time, LogEvent::Ended, &source, Some(&status), None);
-        let failed = LogLine::new(time, LogEvent::Started, &source, None, None);
+        let weak = LogLine::new(time, LogEvent::Ended, &source, Known::Status(&status), None);
+        let failed = LogLine::new(time, LogEvent::Started, &source, Known::Failed(""), None);
         assert_eq!(format!("{ok}\n{weak}\n{failed}\n"), frozen);
+        let waiting = LogLine::new(time, LogEvent::Started, &source, Known::Waiting, None).to_string();
+        assert!(
+            waiting.contains(" status=weak message=\"nothing was received yet\" duration_s=0.0"),
+            "{waiting}"
+        );
         let name = AppName::new("hydro").unwrap();
         assert_eq!(file_name(&name, time), "log-hydro-20261120");
     }

@@ -26,6 +26,7 @@ pub mod plan;
 pub mod port;
 pub mod port_logs;
 pub mod port_restore;
+pub mod port_shelf;
 pub mod problem;
 pub mod record;
 pub mod recovery;

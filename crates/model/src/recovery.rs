@@ -19,7 +19,6 @@ use crate::{
 
 mod base;
 mod find;
-mod gtid;
 mod plan;
 mod route;
 mod runs;
@@ -27,7 +26,6 @@ mod stop;
 
 pub use base::{Base, BaseFrom};
 pub use find::find;
-pub use gtid::GtidState;
 pub use plan::{Reached, Recovery, RecoveryPlan, duration};
 pub(crate) use route::index_in;
 pub use route::{Asked, Leg, Route, Search, route};

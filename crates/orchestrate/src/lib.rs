@@ -4,6 +4,7 @@
 
 pub mod backup;
 pub mod cut;
+pub mod keep;
 pub mod restore;
 pub mod retire;
 pub mod ship;

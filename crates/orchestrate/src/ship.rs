@@ -4,23 +4,23 @@
 //! run goes on from there: events that were not synced are read again, none that was is read twice. The server never waits
 //! for us, unless it was told to (`wants_ack`): then after its own timeout it goes on without.
 
+mod state;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
 use model::{
     follow::{Cut, FIRST, Go, Held, begun_anew, decide, purged},
-    gtid::GtidState,
     id::{EpochId, SourceId},
-    logs::{
-        Added, Beginning, EpochRecord, LOGS_VERSION, LogKind, LogPlace, LogServer, LogStatus, SegmentHead,
-        Span,
-    },
+    logs::{Added, EpochRecord, LOGS_VERSION, LogKind, LogPlace, LogStatus, SegmentHead, Span},
     port::{Clock, Failure, FailureKind},
     port_logs::{LogEvent, LogSink, LogSource, LogStream, Next, Start},
-    server::{BinlogPosition, Flavor, Gtids},
+    server::BinlogPosition,
     size::Bytes,
     time::Moment,
 };
+
+use self::state::{Begin, End, Last, Progress, Unsynced, Wrong, end_of, is_same_state};
 
 /// How the archive works.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +76,8 @@ pub enum Report {
     Trouble(String),
 }
 
+/// How long after it was told to stop what was committed before that is waited for.
+const LAST: Duration = Duration::from_secs(3);
 const QUIET: Duration = Duration::from_millis(250);
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
@@ -172,6 +174,7 @@ impl Ship<'_> {
     ) -> Result<End, Failure> {
         let mut unsynced: Option<Unsynced> = None;
         let mut elsewhere = None;
+        let mut last: Option<Last> = None;
         loop {
             let due = unsynced.as_ref().map(|unsynced| self.left(unsynced.since));
             let next = stream.next(due.unwrap_or(QUIET))?;
@@ -200,7 +203,12 @@ impl Ship<'_> {
             if unsynced.as_ref().is_some_and(is_due) {
                 self.sync(stream, unsynced.take(), progress)?;
             }
-            let stopping = (self.stop)();
+            if last.is_none() && (self.stop)() {
+                // What was committed before now lies before this place.
+                let to = self.source.end().ok().map(|(place, _)| LogPlace::Binlog(place));
+                last = Some(Last { to, since: self.clock.moment() });
+            }
+            let stopping = last.as_ref().is_some_and(|last| self.is_over(last, unsynced.as_ref()));
             if stopping {
                 self.sync(stream, unsynced.take(), progress)?;
             }
@@ -235,6 +243,17 @@ impl Ship<'_> {
         }
         *elsewhere = reached;
         Ok(())
+    }
+
+    /// Whether what was committed before we were told to stop is here, or is waited for no longer.
+    fn is_over(&self, last: &Last, unsynced: Option<&Unsynced>) -> bool {
+        let received = unsynced.and_then(|unsynced| unsynced.to.clone()).map(LogPlace::Binlog);
+        let reached = received.or_else(|| self.sink.reached());
+        let is_here = match (&last.to, reached) {
+            (Some(to), Some(reached)) => reached.order(to).is_some_and(std::cmp::Ordering::is_ge),
+            (to, _) => to.is_none(),
+        };
+        is_here || self.clock.moment().since(last.since) >= LAST
     }
 
     fn left(&self, since: Moment) -> Duration {
@@ -398,102 +417,6 @@ impl Ship<'_> {
         let from = self.clock.moment();
         while !(self.stop)() && self.clock.moment().since(from) < wait {
             self.clock.sleep(STEP.min(wait));
-        }
-    }
-}
-
-fn end_of(event: &LogEvent) -> BinlogPosition {
-    BinlogPosition { file: event.start.file.clone(), offset: event.end }
-}
-
-/// Whether two states of GTIDs, as far as they are known, are the same.
-fn is_same_state(ours: Option<&Gtids>, theirs: Option<&Gtids>) -> bool {
-    // Only MariaDB's is compared; MySQL's may have gaps that its log does not show.
-    let state = |text: Option<&Gtids>| text.and_then(|text| GtidState::parse(Flavor::MariaDb, text));
-    match (state(ours), state(theirs)) {
-        (Some(ours), Some(theirs)) => ours.contains(&theirs) && theirs.contains(&ours),
-        _ => true,
-    }
-}
-
-enum End {
-    Stopped,
-    /// The file of the place that was reached is another one of the same name.
-    AnotherFile,
-    Gone {
-        said: String,
-        is_certain: bool,
-    },
-}
-
-/// What was found wrong with going on, by the connection before.
-enum Wrong {
-    Gone(String),
-    AnotherFile,
-}
-
-struct Begin {
-    because: Beginning,
-    server: LogServer,
-    gtid_state: Option<Gtids>,
-}
-
-struct Unsynced {
-    since: Moment,
-    commit: Option<Timestamp>,
-    ack: Option<BinlogPosition>,
-    is_whole: bool,
-}
-
-impl Unsynced {
-    fn new(since: Moment) -> Self {
-        Self { since, commit: None, ack: None, is_whole: true }
-    }
-
-    fn with(self, event: &LogEvent) -> Self {
-        Self {
-            since: self.since,
-            commit: event.commit.or(self.commit),
-            ack: event.wants_ack.then(|| end_of(event)).or(self.ack),
-            is_whole: event.is_boundary,
-        }
-    }
-}
-
-struct Progress {
-    started_at: Timestamp,
-    told: Option<Moment>,
-    caught_up_at: Option<Timestamp>,
-    lag: Duration,
-    max_lag: Duration,
-    acknowledging: bool,
-    trouble: Option<String>,
-    /// No transaction is half stored.
-    is_whole: bool,
-}
-
-impl Progress {
-    fn new(now: Timestamp) -> Self {
-        let (lag, max_lag) = (Duration::ZERO, Duration::ZERO);
-        let (told, caught_up_at, trouble) = (None, None, None);
-        Self {
-            started_at: now,
-            told,
-            caught_up_at,
-            lag,
-            max_lag,
-            acknowledging: false,
-            trouble,
-            is_whole: true,
-        }
-    }
-
-    /// A transaction of this time is on disk now. While the archive reads what it has not read for long, that is no lag of
-    /// ours: it counts from the start.
-    fn committed(&mut self, commit: Timestamp, now: Timestamp) {
-        self.lag = Duration::try_from(now.duration_since(commit)).unwrap_or_default();
-        if commit >= self.started_at {
-            self.max_lag = self.max_lag.max(self.lag);
         }
     }
 }

@@ -11,9 +11,10 @@ use std::{
     io,
     os::fd::AsFd,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -36,6 +37,10 @@ pub struct Interrupt {
     asked: Arc<AtomicBool>,
     /// Nothing is begun that would have to be ended.
     idle: Arc<AtomicBool>,
+    /// When it was first noticed that somebody asked.
+    noticed: Arc<OnceLock<Instant>>,
+    /// So long after that it counts.
+    grace: Duration,
 }
 
 impl Interrupt {
@@ -44,7 +49,12 @@ impl Interrupt {
     /// # Errors
     /// If the kernel refuses a handler.
     pub fn listen() -> io::Result<Self> {
-        let interrupt = Self { asked: Arc::default(), idle: Arc::new(AtomicBool::new(true)) };
+        let interrupt = Self {
+            asked: Arc::default(),
+            idle: Arc::new(AtomicBool::new(true)),
+            noticed: Arc::default(),
+            grace: Duration::ZERO,
+        };
         // A handler, not SIG_IGN, which hooks and the daemons that they start would inherit.
         flag::register(SIGHUP, Arc::default())?;
         for signal in [SIGINT, SIGTERM] {
@@ -78,10 +88,16 @@ impl Interrupt {
         }
     }
 
+    /// The same wish, which counts only so long after it was first noticed: for what is done to end cleanly.
+    #[must_use]
+    pub fn after(&self, grace: Duration) -> Self {
+        Self { grace, ..self.clone() }
+    }
+
     /// Whether somebody asked.
     #[must_use]
     pub fn is_asked(&self) -> bool {
-        self.asked.load(Ordering::SeqCst)
+        self.asked.load(Ordering::SeqCst) && self.noticed.get_or_init(Instant::now).elapsed() >= self.grace
     }
 
     /// A fault after somebody asked us to stop is said to be just that; what failed for it is its cause.

@@ -93,3 +93,67 @@ fn a_rollback_journal_is_refused_with_its_remedy() {
     site.init(&site.sources());
     site.run(["log", "guestbook"]).expect_status(1).expect_text("PRAGMA journal_mode=WAL");
 }
+
+/// The archive as the repository holds it, read by restic: its base and segments.
+fn stored(site: &Site, to: &str) -> (PathBuf, Vec<PathBuf>) {
+    let target = site.root().join(to);
+    site.restic(["restore", "latest", "--tag", "log", "--target", &target.display().to_string()])
+        .expect_status(0);
+    let (mut base, mut segments, mut dirs) = (None, Vec::new(), vec![target]);
+    while let Some(dir) = dirs.pop() {
+        for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            match path.extension().and_then(|kind| kind.to_str()) {
+                _ if path.is_dir() => dirs.push(path),
+                Some("seg" | "open") => segments.push(path),
+                Some("db") => base = Some(path),
+                _ => {}
+            }
+        }
+    }
+    segments.sort();
+    (base.expect("a base"), segments)
+}
+
+#[test]
+fn what_was_committed_before_the_interrupt_is_in_the_repository() {
+    let site = Site::new();
+    make_guestbook(&site.database());
+    site.init(&site.sources());
+    let source = SourceId::new("sqlite", site.database().display());
+    let dir = Spool::open(&site.repository().with_file_name("logs")).source_dir(&source);
+    let database = Connection::open(site.database()).unwrap();
+
+    let mut archive = start(site.command(["log", "guestbook"]));
+    wait_until_caught_up(&dir);
+    sign(&database, 0..100);
+    signal(&archive, Signal::INT);
+    assert!(archive.wait().unwrap().success());
+    let (base, segments) = stored(&site, "first");
+    let to = site.root().join("first.db");
+    replay(&base, &segments, Timestamp::MAX, &to).unwrap();
+    assert_eq!(signed(&to), (0..100).collect::<Vec<_>>());
+    let history = fs::read_dir(site.repository().with_file_name("history")).unwrap();
+    let lines: String = history.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    assert!(lines.contains("event=ended") && !lines.contains("status=failed"), "{lines}");
+
+    // Somebody is in the way of the last store: it waits, and the second interrupt ends it at once.
+    let mut archive = start(site.command(["log", "guestbook"]));
+    wait_until_caught_up(&dir);
+    sign(&database, 100..120);
+    let held = fs::File::open(site.repository().join("config")).unwrap();
+    held.lock().unwrap();
+    signal(&archive, Signal::INT);
+    thread::sleep(Duration::from_secs(2));
+    assert!(archive.try_wait().unwrap().is_none(), "it waits for its turn");
+    signal(&archive, Signal::INT);
+    assert_eq!(archive.wait().unwrap().code(), Some(130));
+    drop(held);
+    let mut archive = start(site.command(["log", "guestbook"]));
+    wait_until_caught_up(&dir);
+    signal(&archive, Signal::TERM);
+    assert!(archive.wait().unwrap().success());
+    let (base, segments) = stored(&site, "second");
+    let to = site.root().join("second.db");
+    replay(&base, &segments, Timestamp::MAX, &to).unwrap();
+    assert_eq!(signed(&to), (0..120).collect::<Vec<_>>());
+}

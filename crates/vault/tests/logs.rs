@@ -33,7 +33,8 @@ impl Bench {
     }
 
     fn store_without(&self, plan: &LogsPlan) -> StoreOutcome {
-        let outcome = self.place.repository().store_logs(&owner(), &self.archive.catalogue(), plan).unwrap();
+        let outcome =
+            self.place.repository().store_logs(&owner(), &self.archive.catalogue(), plan, &Silent).unwrap();
         assert_eq!(outcome.problems, []);
         outcome
     }
@@ -211,7 +212,8 @@ fn a_segment_that_was_damaged_here_is_not_stored_but_told() {
     let dir = bench.archive.spool.epoch_dir(&bench.archive.source, &one.epoch);
     fs::write(dir.join("00000001.seg"), noise(7, 10_000)).unwrap();
     let catalogue = bench.archive.catalogue();
-    let outcome = bench.place.repository().store_logs(&owner(), &catalogue, &LogsPlan::default()).unwrap();
+    let outcome =
+        bench.place.repository().store_logs(&owner(), &catalogue, &LogsPlan::default(), &Silent).unwrap();
     assert_eq!(outcome.problems.len(), 1);
     assert!(outcome.problems[0].to_string().contains("SHA-256"), "{}", outcome.problems[0]);
     let read = bench.place.repository().log_catalogue().unwrap().unwrap().catalogue;
@@ -236,7 +238,9 @@ fn several_that_store_at_once_lose_nothing_of_each_other() {
         for archive in &spools {
             let mut repository = bench.place.repository();
             let catalogue = archive.catalogue();
-            scope.spawn(move || repository.store_logs(&owner(), &catalogue, &LogsPlan::default()).unwrap());
+            scope.spawn(move || {
+                repository.store_logs(&owner(), &catalogue, &LogsPlan::default(), &Silent).unwrap()
+            });
         }
     });
     let read = bench.place.repository().log_catalogue().unwrap().unwrap().catalogue;
@@ -258,8 +262,9 @@ fn many_minutes_leave_one_snapshot() {
             bench.archive.close();
             bench.archive.begin_segment();
         }
-        let outcome =
-            repository.store_logs(&owner(), &bench.archive.catalogue(), &LogsPlan::default()).unwrap();
+        let outcome = repository
+            .store_logs(&owner(), &bench.archive.catalogue(), &LogsPlan::default(), &Silent)
+            .unwrap();
         assert!(outcome.is_new && outcome.problems.is_empty());
         assert!(bench.snapshots() <= 2);
     }
@@ -311,7 +316,7 @@ fn a_minute_writes_little_beside_many_segments() {
     for nth in 0..3 {
         bench.archive.append(&noise(segments + nth, 1_000));
         let catalogue = bench.archive.catalogue();
-        let outcome = repository.store_logs(&owner(), &catalogue, &LogsPlan::default()).unwrap();
+        let outcome = repository.store_logs(&owner(), &catalogue, &LogsPlan::default(), &Silent).unwrap();
         assert!(nth == 0 || outcome.bytes_added.0 < 50_000, "{}", outcome.bytes_added);
     }
     assert_eq!(bench.fetched(&[1, segments])[1], noise(segments - 1, 1_000));

@@ -352,7 +352,7 @@ fn the_log_archive_is_a_snapshot_that_restic_lists_checks_and_restores() {
     archive.begin_segment();
     for nth in 2..4 {
         archive.append(&noise(nth, 400_000));
-        place.repository().store_logs(&owner(), &archive.catalogue(), &LogsPlan::default()).unwrap();
+        place.repository().store_logs(&owner(), &archive.catalogue(), &LogsPlan::default(), &Silent).unwrap();
     }
     let root = format!("/var/lib/stillpoint/logs/{}/{epoch}", source_dir_name(&archive.source));
     let listed = succeed(&restic(&place, &["ls", "latest", "--tag", "log"]));

@@ -5,8 +5,9 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{BackupId, EpochId, GtidState, Gtids, LogPlace, Piece, SourceId};
+use super::{BackupId, EpochId, Gtids, LogPlace, Piece, SourceId};
 use crate::{
+    gtid::GtidState,
     logs::{Epoch, LogPlace::Binlog},
     record::CutRecord,
     server::Flavor,
@@ -99,16 +100,16 @@ impl Base {
     }
 
     fn gtids_fit(&self, piece: &Piece<'_>) -> bool {
-        let state = |gtids: &Option<Gtids>| gtids.as_ref().and_then(GtidState::parse);
+        let state = |gtids: &Option<Gtids>| gtids.as_ref().and_then(GtidState::read);
         let Some(mine) = state(&self.gtid_state) else { return true };
-        let before = piece.gtid_before.and_then(GtidState::parse);
+        let before = piece.gtid_before.and_then(GtidState::read);
         let after = state(&piece.segment.gtid_state);
         let is_before = after.is_none_or(|after| after.includes(&mine).unwrap_or(true));
         // A record without the whole state names the last of each domain only.
         let is_after = before.is_none_or(|before| match (&before, &mine) {
-            (GtidState::MariaDb(before), GtidState::MariaDb(mine)) => {
-                mine.iter().all(|(key, seq)| before.get(key).is_none_or(|first| first <= seq))
-            }
+            (GtidState::MariaDb(_), GtidState::MariaDb(_)) => mine
+                .sequences()
+                .all(|(domain, server, n)| before.sequence(domain, server).is_none_or(|first| first <= n)),
             _ => mine.includes(&before).unwrap_or(true),
         });
         is_before && is_after

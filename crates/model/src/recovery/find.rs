@@ -9,9 +9,10 @@
 use std::cmp::Ordering;
 
 use super::{
-    Asked, Base, BaseFrom, Gap, Goal, GtidState, Gtids, Leg, LogPlace, Recovery, Route, Search, Stop,
-    Transaction, Why, route, stop_among,
+    Asked, Base, BaseFrom, Gap, Goal, Gtids, Leg, LogPlace, Recovery, Route, Search, Stop, Transaction, Why,
+    route, stop_among,
 };
+use crate::gtid::GtidState;
 
 /// Finds base, segments and stop. `read` gives all transactions of a segment, in log order.
 ///
@@ -81,15 +82,15 @@ fn disproved<E>(
         )));
     }
     let counted = state_at(leg, &transactions, place);
-    let same = match (GtidState::parse(recorded), &counted) {
+    let same = match (GtidState::read(recorded), &counted) {
         // What was recorded may name the last of each domain only.
-        (Some(GtidState::MariaDb(recorded)), Some(GtidState::MariaDb(counted))) => {
-            recorded.iter().all(|(key, seq)| counted.get(key) == Some(seq))
+        (Some(recorded @ GtidState::MariaDb(_)), Some(counted @ GtidState::MariaDb(_))) => {
+            recorded.sequences().all(|(domain, server, n)| counted.sequence(domain, server) == Some(n))
         }
         (Some(recorded), Some(counted)) => recorded == *counted,
         _ => true,
     };
-    let counted = counted.map(|counted| counted.gtids()).unwrap_or_default();
+    let counted = counted.map(|counted| counted.text()).unwrap_or_default();
     Ok((!same).then(|| {
         format!(
             "backup {} is not of this log: at {place} the log has the transactions {counted}, the backup {recorded}",
@@ -100,10 +101,10 @@ fn disproved<E>(
 
 /// GTID state at a place of a segment.
 fn state_at(leg: &Leg, transactions: &[Transaction], place: &LogPlace) -> Option<GtidState> {
-    let mut state = leg.gtid_before.as_ref().and_then(GtidState::parse)?;
+    let mut state = leg.gtid_before.as_ref().and_then(GtidState::read)?;
     let is_in = |one: &&Transaction| one.to.order(place).is_some_and(Ordering::is_le);
     for one in transactions.iter().filter(is_in) {
-        state.add(&one.gtid.as_ref().and_then(GtidState::parse)?);
+        state.append(&one.gtid.as_ref().and_then(GtidState::read)?);
     }
     Some(state)
 }
@@ -120,7 +121,7 @@ fn stop<E: From<Gap>>(
         let transactions = read(leg)?;
         let found = stop_among(asked.goal, &transactions).map_err(|one| inside(asked, &one))?;
         if let Some(stop) = found {
-            let state = state_at(leg, &transactions, &stop.place).map(|state| state.gtids());
+            let state = state_at(leg, &transactions, &stop.place).map(|state| state.text());
             return Ok(Some((index, stop, state)));
         }
         // A place in a segment without transactions is where it begins.

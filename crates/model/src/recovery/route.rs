@@ -5,9 +5,10 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Base, BaseFrom, EpochId, Gap, Goal, GtidState, Gtids, LogPlace, Piece, Run, SourceId, Why};
+use super::{Base, BaseFrom, EpochId, Gap, Goal, Gtids, LogPlace, Piece, Run, SourceId, Why};
 use crate::{
     coverage::{Interval, intervals},
+    gtid::GtidState,
     logs::{LogPlace::Binlog, SegmentRecord},
 };
 
@@ -165,10 +166,10 @@ fn at_time(asked: &Asked<'_>, time: Timestamp) -> Result<(usize, Ends), Gap> {
 
 /// The newest run wins: a server that lost its end numbers other transactions alike.
 fn at_gtid(asked: &Asked<'_>, gtid: &Gtids) -> Result<(usize, Ends), Gap> {
-    let Some(wanted) = GtidState::parse(gtid).filter(|wanted| !wanted.is_empty()) else {
+    let Some(wanted) = GtidState::read(gtid).filter(|wanted| !wanted.is_empty()) else {
         return Err(gap(asked, Why::Unknown, format!("{gtid:?} is no transaction id")));
     };
-    let has = |gtids: Option<&Gtids>| gtids.and_then(GtidState::parse)?.includes(&wanted);
+    let has = |gtids: Option<&Gtids>| gtids.and_then(GtidState::read)?.includes(&wanted);
     for (index, run) in asked.runs.iter().enumerate().rev() {
         let ends = |piece: &Piece<'_>| {
             has(piece.segment.gtid_state.as_ref()) != Some(false) && has(piece.gtid_before) != Some(true)

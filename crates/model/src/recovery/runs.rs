@@ -4,8 +4,11 @@
 
 use jiff::Timestamp;
 
-use super::{EpochId, GtidState, Gtids, LogPlace, SegmentRecord};
-use crate::logs::{Beginning, Epoch, HoleCause, LogPlace::Binlog};
+use super::{EpochId, Gtids, LogPlace, SegmentRecord};
+use crate::{
+    gtid::GtidState,
+    logs::{Beginning, Epoch, HoleCause, LogPlace::Binlog},
+};
 
 /// A segment that can be replayed, and its epoch.
 #[derive(Debug, Clone)]
@@ -138,7 +141,7 @@ fn continues(run: &Run<'_>, epoch: &Epoch) -> bool {
     let Some(last) = run.epochs.last() else { return false };
     let ended = run.pieces.last().and_then(|piece| piece.segment.gtid_state.as_ref());
     let states =
-        (ended.and_then(GtidState::parse), epoch.record.gtid_state.as_ref().and_then(GtidState::parse));
+        (ended.and_then(GtidState::read), epoch.record.gtid_state.as_ref().and_then(GtidState::read));
     let agree = match states {
         (Some(ended), Some(begun)) => begun.includes(&ended).unwrap_or(true),
         _ => true,

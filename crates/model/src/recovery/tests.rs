@@ -7,8 +7,8 @@ mod oracle;
 use jiff::Timestamp;
 
 use super::{
-    Asked, Base, BaseFrom, Gap, Goal, GtidState, Recovery, Route, Search, Transaction, Why, find, route,
-    runs, stop_among,
+    Asked, Base, BaseFrom, Gap, Goal, Recovery, Route, Search, Transaction, Why, find, route, runs,
+    stop_among,
 };
 use crate::{
     id::{BackupId, EpochId, SourceId},
@@ -337,22 +337,4 @@ fn a_base_whose_transactions_the_log_does_not_have_is_refused_and_named() {
     assert_eq!((good.reached.place, good.reached.gtid_state), (place(1, 100), Some(Gtids("0-1-2".into()))));
     let gap = run("0-1-7").unwrap_err();
     assert!(gap.why == Why::NoBase && gap.detail.contains("is not of this log"), "{gap}");
-}
-
-#[test]
-fn states_of_both_kinds_of_servers() {
-    let state = |text: &str| GtidState::parse(&Gtids(text.into())).unwrap();
-    assert_eq!(state("0-1-5,1-2-7").includes(&state("1-2-7")), Some(true));
-    assert_eq!(state("0-1-5").includes(&state("0-2-3")), Some(false));
-    assert_eq!(state("0-1-5").includes(&state("")), Some(true));
-    let id = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
-    let mut mine = state(&format!("{}:1-5", id.to_uppercase()));
-    assert_eq!(mine.includes(&state(&format!("{id}:3"))), Some(true));
-    assert_eq!(mine.includes(&state(&format!("{id}:6"))), Some(false));
-    mine.add(&state(&format!("{id}:6")));
-    mine.add(&state(&format!("{id}:9-10")));
-    assert_eq!(mine.gtids().0, format!("{id}:1-6:9-10"));
-    assert_eq!(state(&format!("{id}:tag:1-3")).gtids().0, format!("{id}:tag:1-3"));
-    assert!(GtidState::parse(&Gtids("what".into())).is_none());
-    assert!(GtidState::parse(&Gtids(format!("{id}:5-1"))).is_none());
 }

@@ -54,7 +54,7 @@ fn one(
         }
     }
     let plan = retire::plan_by(&mut repository, &application.settings, &*run.clock)?;
-    let logs = log_store::plan(&mut repository, &plan)?;
+    let logs = log_store::plan(run, application, &mut repository, &plan)?;
     let mut freed = None;
     if !args.dry_run {
         // Backups go first: none that is listed may be without the logs after it.

@@ -11,7 +11,7 @@ use model::{
     id::SourceId,
     inventory::Application,
     plan::{CutPlan, Facts},
-    port::{Failure, FailureKind, Progress, Shelf, Store},
+    port::{Failure, FailureKind, Progress, Shelf, Silent, Store},
     problem::{Effect, Problem},
     record::StoredBackup,
     retention::RetentionPlan,
@@ -139,7 +139,7 @@ fn logs(run: &Run<'_>, request: &Request<'_>) -> Result<Vec<Problem>, Failure> {
         return Ok(Vec::new());
     }
     let mut repository = run.open(request.application)?;
-    log_store::store(run, request.application, &mut repository)
+    log_store::store(run, request.application, &mut repository, &Silent)
 }
 
 /// Removes what is no longer kept. It must not be in the way of the backup that was made: whoever else uses
@@ -166,7 +166,7 @@ fn carry_out(
         return Ok(());
     }
     // Backups go first: none that is listed may be without the logs after it.
-    let logs = log_store::plan(repository, plan)?;
+    let logs = log_store::plan(run, request.application, repository, plan)?;
     retire::carry_out(repository, plan, Reclaim::Never, request.progress)?;
     if let Some(logs) = logs.filter(|logs| !logs.is_empty()) {
         log_store::drop_old(run, request.application, repository, &logs)?;

@@ -6,10 +6,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{
-        atomic::{AtomicBool, Ordering},
-        mpsc::{self, Sender},
-    },
+    sync::mpsc::{self, Sender},
     thread,
     time::{Duration, Instant},
 };
@@ -21,14 +18,19 @@ use model::{
     inventory::{Application, Database, Inventory, ServerDatabase},
     logs::{LogKind, SegmentHead, WholePart},
     pathtext,
-    port::{Failure, Shelf},
+    port::{Failure, FailureKind, Shelf},
     server::Flavor,
 };
 use orchestrate::ship::{Report, Settings, Ship};
 use os::clock::SystemClock;
 use vault::logs::{Spool, Tail};
 
-use super::{inventory, log_keep::Keeper, log_sqlite, password, run::Run};
+use super::{
+    inventory,
+    log_keep::{GRACE, Keeper, Writers},
+    log_sqlite, password,
+    run::Run,
+};
 use crate::{
     commands::Context,
     exit::{Fault, Outcome},
@@ -83,10 +85,14 @@ pub fn run(context: &Context, inventory: &Inventory, application: &Application) 
         return Err(Fault::usage(what, "`stillpoint log` is for servers and SQLite databases"));
     }
     let password = password::read(inventory)?;
-    let run = Run::begin(context, inventory, &password)?;
-    let mut keeper = Keeper::new(&run, application, store_every(application));
-    let (running, over) = (tasks.len() + files.len(), AtomicBool::new(false));
-    let failed = thread::scope(|scope| {
+    // What was committed before somebody asked us to stop is stored before we do.
+    let late = context.interrupt.after(GRACE);
+    let run = Run::begin_until(&late, inventory, &password)?;
+    let sources: Vec<_> =
+        tasks.iter().map(|task| task.server.id()).chain(files.iter().map(|(id, _)| id.clone())).collect();
+    let (running, writers) = (sources.len(), Writers::default());
+    let mut keeper = Keeper::new(&run, application, store_every(application), sources, late.clone());
+    let (failed, kept) = thread::scope(|scope| {
         let (tell, told) = mpsc::channel();
         for task in tasks {
             let tell = tell.clone();
@@ -103,18 +109,22 @@ pub fn run(context: &Context, inventory: &Inventory, application: &Application) 
                 let _ = tell.send((source, Event::Ended(ended)));
             });
         }
-        let over = &over;
-        scope.spawn(move || {
+        let writers = &writers;
+        let keeper = scope.spawn(move || {
             let trouble = |failure: &Failure| {
                 let report = Report::Trouble(format!("not stored: {}", failure.in_full()));
                 let _ = tell.send((SourceId::new("repository", &application.name), Event::Report(report)));
             };
-            keeper.keep(&|| over.load(Ordering::Relaxed), &trouble);
+            keeper.keep(writers, &trouble)
         });
-        listen(context, &told, running, over)
+        let failed = listen(context, &told, running, writers);
+        let kept = keeper.join().unwrap_or_else(|_| {
+            Err(Failure::new(FailureKind::Other, "the archive's keeper has come to grief", "report it"))
+        });
+        (failed, kept)
     });
     let ended = run.end();
-    failed?.map_or(Ok(()), |failure| Err(failure.into())).and(ended.map_err(Fault::from))
+    failed?.map_or(Ok(()), |failure| Err(failure.into())).and(kept.and(ended).map_err(Fault::from))
 }
 
 /// How often what came goes into the repository: as often as the most demanding of its servers wants.
@@ -133,7 +143,7 @@ fn listen(
     context: &Context,
     told: &mpsc::Receiver<(SourceId, Event)>,
     mut running: usize,
-    over: &AtomicBool,
+    writers: &Writers,
 ) -> Outcome<Option<Failure>> {
     let (mut failed, mut wrong) = (None, None);
     let mut line = Line::default();
@@ -141,11 +151,14 @@ fn listen(
         // Standard output that is gone ends nobody: the archive goes on.
         wrong = line.tell(context.output, &source, &event).err().or(wrong);
         if let Event::Ended(ended) = event {
+            if let Err(failure) = &ended {
+                writers.failed(&source, failure);
+            }
             failed = failed.or(ended.err());
             running -= 1;
         }
         if running == 0 {
-            over.store(true, Ordering::Relaxed);
+            writers.are_over();
         }
     }
     wrong.map_or(Ok(failed), |wrong| Err(wrong.into()))

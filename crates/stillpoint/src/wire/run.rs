@@ -17,7 +17,7 @@ use rand::Rng;
 use vault::repository::{Opening, Password, Repository};
 
 use super::{inventory::prepare_state, logbook::Logbook, sweep};
-use crate::{commands::Context, exit::Outcome};
+use crate::{commands::Context, exit::Outcome, signals::Interrupt};
 
 /// What all drivers of one run share.
 pub struct Run<'a> {
@@ -39,10 +39,22 @@ impl<'a> Run<'a> {
     /// # Errors
     /// If the state directory or the journal cannot be made.
     pub fn begin(context: &Context, inventory: &'a Inventory, password: &'a Password) -> Outcome<Self> {
-        context.interrupt.defer();
+        Self::begin_until(&context.interrupt, inventory, password)
+    }
+
+    /// The same, with another wish than the command's own as that after which nothing more is begun.
+    ///
+    /// # Errors
+    /// As [`Run::begin`].
+    pub fn begin_until(
+        interrupt: &Interrupt,
+        inventory: &'a Inventory,
+        password: &'a Password,
+    ) -> Outcome<Self> {
+        interrupt.defer();
         let state = prepare_state(inventory)?;
         let helper = Helper::this_program();
-        let logbook = Logbook::begin(&state, &run_id()?, helper.clone(), context.interrupt.clone())?;
+        let logbook = Logbook::begin(&state, &run_id()?, helper.clone(), interrupt.clone())?;
         Ok(Self {
             inventory,
             helper,

@@ -243,7 +243,7 @@ impl Logs {
         let first = archive.segment(&noise(1, 100_000));
         archive.segment(&noise(2, 100_000));
         let plan = LogsPlan::default();
-        let stored = place.repository().store_logs(&owner(), &archive.catalogue(), &plan).unwrap();
+        let stored = place.repository().store_logs(&owner(), &archive.catalogue(), &plan, &Silent).unwrap();
         archive.spool.discard(&archive.source, &first.epoch, 1, &stored.snapshot.unwrap()).unwrap();
         archive.segment(&noise(3, 100_000));
         archive.begin_segment();
@@ -263,7 +263,7 @@ fn a_log_archive_whose_storing_ends_at_any_write_stays_listed_and_whole() {
             let place = template.copy();
             let disk = Arc::new(Failing { left: AtomicI64::new(step), end });
             let mut dying = Repository::open_on(&place.opening, place.journal.clone(), disk.clone()).unwrap();
-            let stored = dying.store_logs(&owner(), &catalogue, &LogsPlan::default());
+            let stored = dying.store_logs(&owner(), &catalogue, &LogsPlan::default(), &Silent);
             drop(dying);
             if disk.left.load(Ordering::SeqCst) >= 0 {
                 assert!(stored.is_ok() && step > 5, "{step} steps: {stored:?}");
@@ -276,7 +276,8 @@ fn a_log_archive_whose_storing_ends_at_any_write_stays_listed_and_whole() {
             assert!([2, 4].contains(&epoch.segments.len()), "{end:?} at step {step}: {epoch:?}");
             assert_eq!(epoch.damaged, [], "{end:?} at step {step}");
             assert_whole(&place, step, end);
-            let again = place.repository().store_logs(&owner(), &catalogue, &LogsPlan::default()).unwrap();
+            let again =
+                place.repository().store_logs(&owner(), &catalogue, &LogsPlan::default(), &Silent).unwrap();
             let snapshots = place.repository().log_snapshots().unwrap().len();
             assert_eq!((again.left, snapshots), (0, 1), "{end:?} at step {step}");
         }

@@ -36,6 +36,6 @@ pub use check::{CheckReport, Depth};
 pub use error::{LibraryError, RepositoryError, StorageError};
 pub use keys::KeyInfo;
 pub use lock::{Holder, Who};
-pub use logs::{LogOwner, StoreOutcome, StoredLogs, Unreadable};
+pub use logs::{Archive, LogOwner, StoreOutcome, StoredLogs, Unreadable};
 pub use open::{Opening, Repository};
 pub use password::{Confirmation, Password, PasswordError};

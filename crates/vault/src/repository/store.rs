@@ -18,7 +18,7 @@ use model::{
     entry::{Body, Entry, Kind, Manifest, Meta, Role},
     id::BackupId,
     known::Known,
-    port::{Draft, Failure, Progress, Silent, Stage, Store},
+    port::{Draft, Failure, Progress, Stage, Store},
     problem::{Effect, Problem},
     record::{BackupRecord, CutRecord},
     reference::Reading,
@@ -200,6 +200,7 @@ impl Repository {
         &mut self,
         manifest: Manifest,
         parent: Option<TreeId>,
+        progress: &dyn Progress,
     ) -> Result<(TreeId, Vec<Problem>), RepositoryError> {
         let archiver = self.session()?.archiver.clone();
         // What of the parent cannot be read is missing from the new tree, which is compared below.
@@ -212,8 +213,8 @@ impl Repository {
             .collect();
         let total = manifest.bytes();
         let feed = Feed::new(Arc::new(manifest), Vec::new(), Vec::new());
-        let root =
-            self.archive(&feed, &bases, None, (&Silent, Stage::Storing, total), |pass| archiver.store(pass))?;
+        let root = self
+            .archive(&feed, &bases, None, (progress, Stage::Storing, total), |pass| archiver.store(pass))?;
         archiver.index.note_packs(&packs(&self.backend)?);
         let blobs = Blobs { backend: &self.backend, key: &self.locks.key, index: &archiver.index };
         let tally = compare(&feed, blobs, root, Path::new(""))?;

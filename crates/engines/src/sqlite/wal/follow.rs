@@ -5,7 +5,7 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
@@ -22,6 +22,8 @@ use super::{
 
 /// How often `stop` is asked.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long after `stop` what was committed before it is waited for.
+const LAST: Duration = Duration::from_secs(3);
 
 /// Where transactions go.
 pub trait Archive {
@@ -62,7 +64,8 @@ pub trait Archive {
     fn wants_new_base(&self) -> bool;
 }
 
-/// Follows the log of the database at this path into the archive, until `stop` says so.
+/// Follows the log of the database at this path into the archive, until `stop` says so; what was committed before that is
+/// still taken.
 ///
 /// # Errors
 /// [`FailureKind::Refused`](model::port::FailureKind::Refused) if the database has no write-ahead log. After any other error
@@ -76,8 +79,16 @@ pub fn follow(
     let real = real(path)?;
     let mut capture = Capture::start(helper, &real, archive.reached())?;
     let mut asked = false;
-    while !stop() {
+    let mut last: Option<(Timestamp, Instant)> = None;
+    loop {
+        if stop() && last.is_none() {
+            last = Some((Timestamp::now(), Instant::now() + LAST));
+        }
+        if last.is_some_and(|(_, until)| Instant::now() >= until) {
+            break;
+        }
         let Some(news) = capture.next(LOOK)? else { continue };
+        let is_all = |at: Timestamp| last.is_some_and(|(asked, _)| at >= asked);
         match news {
             News::Continues => {}
             News::Stands { at, hole } => {
@@ -90,10 +101,18 @@ pub fn follow(
             News::Captured(at) => {
                 archive.sync(at)?;
                 capture.written()?;
+                if is_all(at) {
+                    break;
+                }
             }
-            News::Idle(at) => archive.idle(at)?,
+            News::Idle(at) => {
+                archive.idle(at)?;
+                if is_all(at) {
+                    break;
+                }
+            }
         }
-        if !asked && archive.wants_new_base() {
+        if !asked && last.is_none() && archive.wants_new_base() {
             capture.anew()?;
             asked = true;
         }

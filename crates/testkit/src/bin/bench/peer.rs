@@ -15,14 +15,18 @@ const PASSWORD: &str = "bench";
 /// Who is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tool {
+    /// It keeps the pin of the last backup and compares extents.
     Stillpoint,
+    /// It reads what may have changed.
+    StillpointReading,
     Restic,
     Borg,
     Rustic,
 }
 
 /// In the order in which they run.
-pub const ALL: [Tool; 4] = [Tool::Stillpoint, Tool::Restic, Tool::Borg, Tool::Rustic];
+pub const ALL: [Tool; 5] =
+    [Tool::Stillpoint, Tool::StillpointReading, Tool::Restic, Tool::Borg, Tool::Rustic];
 
 /// What one run cost: seconds, seconds, megabytes, megabytes.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +48,7 @@ impl Tool {
     pub fn name(self) -> &'static str {
         match self {
             Self::Stillpoint => "stillpoint",
+            Self::StillpointReading => "stillpoint, no pin kept",
             Self::Restic => "restic",
             Self::Borg => "borg",
             Self::Rustic => "rustic",
@@ -53,11 +58,11 @@ impl Tool {
     /// Makes a repository, for these data.
     pub fn init(self, options: &Options, repository: &Path, data: &Path) {
         fs::create_dir_all(repository).expect("a directory");
-        if self == Self::Stillpoint {
-            inventory(repository, data);
+        if matches!(self, Self::Stillpoint | Self::StillpointReading) {
+            inventory(repository, data, self == Self::Stillpoint);
         }
         let arguments: &[&str] = match self {
-            Self::Stillpoint | Self::Rustic => &["init"],
+            Self::Stillpoint | Self::StillpointReading | Self::Rustic => &["init"],
             Self::Restic => &["--quiet", "init"],
             Self::Borg => &["init", "--encryption=repokey"],
         };
@@ -73,7 +78,7 @@ impl Tool {
     pub fn backup(self, options: &Options, repository: &Path, data: &Path) -> Ran {
         let mut command = self.command(options, repository);
         match self {
-            Self::Stillpoint => command.arg("backup"),
+            Self::Stillpoint | Self::StillpointReading => command.arg("backup"),
             Self::Restic => command.args(["--quiet", "backup"]).arg(data),
             Self::Rustic => command.arg("backup").arg(data),
             Self::Borg => {
@@ -90,7 +95,7 @@ impl Tool {
     pub fn restore(self, options: &Options, repository: &Path, out: &Path) -> Ran {
         let mut command = self.command(options, repository);
         match self {
-            Self::Stillpoint => command.args(["restore", "shop", "--to"]).arg(out),
+            Self::Stillpoint | Self::StillpointReading => command.args(["restore", "shop", "--to"]).arg(out),
             Self::Restic => command.args(["--quiet", "restore", "latest", "--target"]).arg(out),
             Self::Rustic => command.args(["restore", "latest"]).arg(out),
             Self::Borg => {
@@ -112,7 +117,7 @@ impl Tool {
             .env("BORG_PASSPHRASE", PASSWORD)
             .env("RUSTIC_PASSWORD", PASSWORD);
         match self {
-            Self::Stillpoint => {
+            Self::Stillpoint | Self::StillpointReading => {
                 let program = options.program.canonicalize().expect("the program is built");
                 command.arg(program).arg("--config").arg(repository.join("stillpoint.toml"))
             }
@@ -155,23 +160,23 @@ fn measured(command: &mut Command, near: &Path) -> Ran {
 }
 
 /// The inventory of a site whose only application has these data.
-fn inventory(repository: &Path, data: &Path) {
+fn inventory(repository: &Path, data: &Path, keeps_pin: bool) {
     let text = format!(
         "server = \"bench\"\npartition = \"{0}/backup\"\npassword_file = \"{0}/password\"\n\n[defaults]\nstall_budget = \
-         \"10m\"\nkeep = {{ last = 1000 }}\n\n[[application]]\nname = \"shop\"\nrelpath = \
+         \"10m\"\nchanged_extents_only = {keeps_pin}\nkeep = {{ last = 1000 }}\n\n[[application]]\nname = \"shop\"\nrelpath = \
          \"bench/shop\"\n[[application.directory]]\npath = \"{1}\"\n",
         repository.display(),
         data.display()
     );
-    for (name, text) in [("stillpoint.toml", text), ("password", format!("{PASSWORD}\n"))] {
-        let path = repository.join(name);
-        fs::write(&path, text).expect("a file");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is private");
-    }
+    let path = repository.join("stillpoint.toml");
+    fs::write(&path, text).expect("a file");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("it is private");
 }
 
+/// Without pins, which share their extents with the data.
 fn megabytes(below: &Path) -> f64 {
-    let said = super::machine::said("du", &["-s", "--block-size=1000", &below.to_string_lossy()]);
+    let arguments = ["-s", "--block-size=1000", "--exclude=.stillpoint-*", &below.to_string_lossy()];
+    let said = super::machine::said("du", &arguments);
     let kilobytes: f64 = said.split_whitespace().next().and_then(|word| word.parse().ok()).expect("du tells");
     kilobytes / 1000.0
 }

@@ -8,6 +8,7 @@
 //! after a crash or beside a backup, and the newest counts. The next time removes all others. What could not be carried
 //! over from the one before (its directories or packs are damaged) makes that one stay: [`LogsRecord::beside`].
 
+mod port;
 mod read;
 mod wanted;
 
@@ -23,6 +24,7 @@ use model::{
     logs::LOGS_VERSION,
     logs_retention::LogsPlan,
     logs_store::{LOGS_ROOT, LogsRecord, LogsStored},
+    port::Progress,
     problem::{Effect, Problem},
     size::Bytes,
 };
@@ -37,8 +39,11 @@ use rustix::{
 use sha2::{Digest as _, Sha256};
 
 pub(super) use self::read::Shelf;
-pub use self::read::{StoredLogs, Unreadable};
 use self::wanted::{Before, Wanted};
+pub use self::{
+    port::Archive,
+    read::{StoredLogs, Unreadable},
+};
 use super::{
     error::{RepositoryError, StorageError},
     lock::LockKind,
@@ -87,18 +92,20 @@ pub(super) struct Shelved {
 
 impl Repository {
     /// Stores the log archive: what the spool holds, and what the snapshot before holds of segments that are not in the
-    /// spool any more, without what `plan` drops. Nothing is written if nothing has changed.
+    /// spool any more, without what `plan` drops. Nothing is written if nothing has changed. It is given up when `progress`
+    /// says that somebody asked to stop.
     ///
     /// # Errors
     /// [`model::port::FailureKind::Locked`] if somebody deletes at this moment; if the spool cannot be read or the
-    /// repository not be written. The snapshot before stands then.
+    /// repository not be written, or it was given up. The snapshot before stands then.
     pub fn store_logs(
         &mut self,
         owner: &LogOwner,
         spool: &Catalogue,
         plan: &LogsPlan,
+        progress: &dyn Progress,
     ) -> Result<StoreOutcome, RepositoryError> {
-        let _turn = self.turn()?;
+        let _turn = self.turn(progress)?;
         let fingerprint = fingerprint(spool, plan);
         let mut before = self.log_snapshots()?.into_iter();
         let newest = before.next();
@@ -113,7 +120,7 @@ impl Repository {
             },
             newest => {
                 self.begin_apart()?;
-                let stored = self.store_on(owner, spool, plan, newest, fingerprint);
+                let stored = self.store_on(owner, (spool, plan), newest, fingerprint, progress);
                 if stored.is_err() {
                     self.backend.stop();
                 }
@@ -131,7 +138,7 @@ impl Repository {
 
     /// Waits until nobody else on this machine stores the archive, by a `flock` of the repository's config: of two that
     /// build on the same snapshot, the later would lose what the earlier has added.
-    fn turn(&self) -> Result<File, RepositoryError> {
+    fn turn(&self, progress: &dyn Progress) -> Result<File, RepositoryError> {
         let path = self.dir().join("config");
         let failed = |source| StorageError::read(&path, source);
         let file = File::open(&path).map_err(failed)?;
@@ -139,10 +146,12 @@ impl Repository {
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(file),
-                Err(Errno::WOULDBLOCK) if begun.elapsed() < PATIENCE => thread::sleep(LOOK),
+                Err(Errno::WOULDBLOCK) if begun.elapsed() < PATIENCE && !progress.is_stopped() => {
+                    thread::sleep(LOOK);
+                }
                 Err(Errno::WOULDBLOCK) => {
                     return Err(RepositoryError::Refused {
-                        what: "another process has been storing the log archive for long".into(),
+                        what: "another process is storing the log archive, and does not end".into(),
                         remedy: "wait until it has ended, or end it".into(),
                     });
                 }
@@ -170,10 +179,10 @@ impl Repository {
     fn store_on(
         &mut self,
         owner: &LogOwner,
-        spool: &Catalogue,
-        plan: &LogsPlan,
+        (spool, plan): (&Catalogue, &LogsPlan),
         newest: Option<Shelved>,
         fingerprint: String,
+        progress: &dyn Progress,
     ) -> Result<StoreOutcome, RepositoryError> {
         let written = self.backend.written();
         let index = self.indexed()?;
@@ -209,7 +218,7 @@ impl Repository {
         let mut problems = before.lost.clone();
         problems.extend(wanted.problems.clone());
         let manifest = wanted.into_manifest(stored_at);
-        let (tree, missing) = self.archive_apart(manifest, parent.map(|(_, tree)| tree))?;
+        let (tree, missing) = self.archive_apart(manifest, parent.map(|(_, tree)| tree), progress)?;
         // Files of the spool come and go while it is written: another time they hold still.
         if let Some(first) = missing.first() {
             return Err(RepositoryError::Refused {

@@ -13,6 +13,7 @@ use model::{
     logs::{Epoch, EpochRecord, SegmentRecord},
     logs_store::{LOGS_ROOT, LogsRecord},
     pathtext,
+    port_shelf::Unproven,
 };
 use rustic_core::{
     BlobId, TreeId,
@@ -124,7 +125,7 @@ impl Repository {
         &mut self,
         source: &SourceId,
         segments: &[SegmentRecord],
-    ) -> Result<(BackupId, Vec<Unreadable>), RepositoryError> {
+    ) -> Result<(BackupId, Vec<Unproven>), RepositoryError> {
         let shelf = self.log_shelf()?.ok_or_else(|| none(self.dir()))?;
         let unproven = |segment: &SegmentRecord| {
             let what = match shelf.segment(source, &segment.epoch, segment.number) {
@@ -132,7 +133,7 @@ impl Repository {
                 Ok(_) => "it is another one in the repository".to_owned(),
                 Err(what) => what,
             };
-            Some(Unreadable { number: segment.number, what })
+            Some(Unproven { epoch: segment.epoch.clone(), number: segment.number, what })
         };
         Ok((shelf.snapshot.clone(), segments.iter().filter_map(unproven).collect()))
     }
