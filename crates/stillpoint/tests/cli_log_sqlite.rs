@@ -10,7 +10,7 @@ use std::{
 
 use common::{
     Site,
-    log::{end, follow, spool, wait_until_caught_up},
+    log::{end, follow, send, spool, wait_until_caught_up},
     make_guestbook,
 };
 use engines::sqlite::wal::replay;
@@ -120,14 +120,12 @@ fn what_was_committed_before_the_interrupt_is_in_the_repository() {
     make_guestbook(&site.database());
     site.init(&site.sources());
     let source = SourceId::new("sqlite", site.database().display());
-    let dir = Spool::open(&site.repository().with_file_name("logs")).source_dir(&source);
     let database = Connection::open(site.database()).unwrap();
 
-    let mut archive = start(site.command(["log", "guestbook"]));
-    wait_until_caught_up(&dir);
+    let archive = follow(&site);
+    wait_until_caught_up(&site, &source);
     sign(&database, 0..100);
-    signal(&archive, Signal::INT);
-    assert!(archive.wait().unwrap().success());
+    end(archive, Signal::INT);
     let (base, segments) = stored(&site, "first");
     let to = site.root().join("first.db");
     replay(&base, &segments, Timestamp::MAX, &to).unwrap();
@@ -137,21 +135,20 @@ fn what_was_committed_before_the_interrupt_is_in_the_repository() {
     assert!(lines.contains("event=ended") && !lines.contains("status=failed"), "{lines}");
 
     // Somebody is in the way of the last store: it waits, and the second interrupt ends it at once.
-    let mut archive = start(site.command(["log", "guestbook"]));
-    wait_until_caught_up(&dir);
+    let mut archive = follow(&site);
+    wait_until_caught_up(&site, &source);
     sign(&database, 100..120);
     let held = fs::File::open(site.repository().join("config")).unwrap();
     held.lock().unwrap();
-    signal(&archive, Signal::INT);
-    thread::sleep(Duration::from_secs(2));
+    send(&archive, Signal::INT);
+    std::thread::sleep(std::time::Duration::from_secs(2));
     assert!(archive.try_wait().unwrap().is_none(), "it waits for its turn");
-    signal(&archive, Signal::INT);
+    send(&archive, Signal::INT);
     assert_eq!(archive.wait().unwrap().code(), Some(130));
     drop(held);
-    let mut archive = start(site.command(["log", "guestbook"]));
-    wait_until_caught_up(&dir);
-    signal(&archive, Signal::TERM);
-    assert!(archive.wait().unwrap().success());
+    let archive = follow(&site);
+    wait_until_caught_up(&site, &source);
+    end(archive, Signal::TERM);
     let (base, segments) = stored(&site, "second");
     let to = site.root().join("second.db");
     replay(&base, &segments, Timestamp::MAX, &to).unwrap();

@@ -304,7 +304,7 @@ fn a_copy_by_mariadb_backup_is_a_base_by_gtid_and_in_place() {
     fs::write(scene.site.uploads().join("file"), "spoilt").unwrap();
     scene.server.stop();
     let restore = ["restore", "guestbook", "--at", &time.to_string(), "--in-place", "--yes"];
-    scene.site.run(restore).expect_status(0).expect_text("replayed up to");
+    scene.site.run(restore).expect_status(0).expect_text("stands at");
     scene.server.start();
     assert_eq!(scene.server.ask(STATE).unwrap(), scene.expected(time));
     assert_eq!(fs::read_to_string(scene.site.uploads().join("file")).unwrap(), "as in the backup");

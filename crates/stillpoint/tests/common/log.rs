@@ -62,8 +62,12 @@ pub fn wait_until_caught_up(site: &Site, source: &SourceId) -> LogStatus {
 
 /// Ends a process; whoever is asked to end must end well.
 pub fn end(mut archive: Child, signal: Signal) {
-    let pid = Pid::from_raw(i32::try_from(archive.id()).unwrap()).unwrap();
-    kill_process(pid, signal).unwrap();
+    send(&archive, signal);
     let status = archive.wait().unwrap();
     assert!(signal == Signal::KILL || status.success(), "{status}");
+}
+
+pub fn send(archive: &Child, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(archive.id()).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
 }
