@@ -6,39 +6,18 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Child,
-    thread,
-    time::{Duration, Instant},
 };
 
-use common::{Site, make_guestbook, start};
+use common::{
+    Site,
+    log::{end, follow, send, spool, wait_until_caught_up},
+    make_guestbook,
+};
 use engines::sqlite::wal::replay;
 use jiff::Timestamp;
-use model::{id::SourceId, logs::LogStatus};
+use model::id::SourceId;
 use rusqlite::Connection;
-use rustix::process::{Pid, Signal, kill_process};
-use vault::logs::Spool;
-
-fn status(dir: &Path) -> Option<LogStatus> {
-    serde_json::from_slice(&fs::read(dir.join("status.json")).ok()?).ok()
-}
-
-fn wait_until_caught_up(dir: &Path) -> LogStatus {
-    let now = Timestamp::now();
-    let asked = Instant::now();
-    loop {
-        match status(dir) {
-            Some(status) if status.caught_up_at.is_some_and(|at| at > now) => return status,
-            found => assert!(asked.elapsed() < Duration::from_secs(60), "it does not catch up: {found:?}"),
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn signal(child: &Child, signal: Signal) {
-    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-    kill_process(pid, signal).unwrap();
-}
+use rustix::process::Signal;
 
 fn epochs(dir: &Path) -> Vec<PathBuf> {
     let mut all: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -72,27 +51,25 @@ fn every_row_is_in_the_archive_once() {
     make_guestbook(&site.database());
     site.init(&site.sources());
     let source = SourceId::new("sqlite", site.database().display());
-    let dir = Spool::open(&site.repository().with_file_name("logs")).source_dir(&source);
+    let dir = spool(&site).source_dir(&source);
     let database = Connection::open(site.database()).unwrap();
     sign(&database, 0..10);
 
-    let mut archive = start(site.command(["log", "guestbook"]));
-    wait_until_caught_up(&dir);
+    let archive = follow(&site);
+    wait_until_caught_up(&site, &source);
     sign(&database, 10..200);
     let before = Timestamp::now();
     sign(&database, 200..400);
-    wait_until_caught_up(&dir);
-    signal(&archive, Signal::KILL);
-    archive.wait().unwrap();
+    wait_until_caught_up(&site, &source);
+    end(archive, Signal::KILL);
     sign(&database, 400..450);
 
-    let mut archive = start(site.command(["log", "guestbook"]));
-    wait_until_caught_up(&dir);
+    let archive = follow(&site);
+    wait_until_caught_up(&site, &source);
     sign(&database, 450..500);
-    let told = wait_until_caught_up(&dir);
+    let told = wait_until_caught_up(&site, &source);
     assert!(told.trouble.is_none() && told.max_lag_s < 30.0, "{told:?}");
-    signal(&archive, Signal::INT);
-    assert!(archive.wait().unwrap().success());
+    end(archive, Signal::INT);
 
     let all = epochs(&dir);
     assert_eq!(all.len(), 1, "{all:?}");
@@ -143,14 +120,12 @@ fn what_was_committed_before_the_interrupt_is_in_the_repository() {
     make_guestbook(&site.database());
     site.init(&site.sources());
     let source = SourceId::new("sqlite", site.database().display());
-    let dir = Spool::open(&site.repository().with_file_name("logs")).source_dir(&source);
     let database = Connection::open(site.database()).unwrap();
 
-    let mut archive = start(site.command(["log", "guestbook"]));
-    wait_until_caught_up(&dir);
+    let archive = follow(&site);
+    wait_until_caught_up(&site, &source);
     sign(&database, 0..100);
-    signal(&archive, Signal::INT);
-    assert!(archive.wait().unwrap().success());
+    end(archive, Signal::INT);
     let (base, segments) = stored(&site, "first");
     let to = site.root().join("first.db");
     replay(&base, &segments, Timestamp::MAX, &to).unwrap();
@@ -160,21 +135,20 @@ fn what_was_committed_before_the_interrupt_is_in_the_repository() {
     assert!(lines.contains("event=ended") && !lines.contains("status=failed"), "{lines}");
 
     // Somebody is in the way of the last store: it waits, and the second interrupt ends it at once.
-    let mut archive = start(site.command(["log", "guestbook"]));
-    wait_until_caught_up(&dir);
+    let mut archive = follow(&site);
+    wait_until_caught_up(&site, &source);
     sign(&database, 100..120);
     let held = fs::File::open(site.repository().join("config")).unwrap();
     held.lock().unwrap();
-    signal(&archive, Signal::INT);
-    thread::sleep(Duration::from_secs(2));
+    send(&archive, Signal::INT);
+    std::thread::sleep(std::time::Duration::from_secs(2));
     assert!(archive.try_wait().unwrap().is_none(), "it waits for its turn");
-    signal(&archive, Signal::INT);
+    send(&archive, Signal::INT);
     assert_eq!(archive.wait().unwrap().code(), Some(130));
     drop(held);
-    let mut archive = start(site.command(["log", "guestbook"]));
-    wait_until_caught_up(&dir);
-    signal(&archive, Signal::TERM);
-    assert!(archive.wait().unwrap().success());
+    let archive = follow(&site);
+    wait_until_caught_up(&site, &source);
+    end(archive, Signal::TERM);
     let (base, segments) = stored(&site, "second");
     let to = site.root().join("second.db");
     replay(&base, &segments, Timestamp::MAX, &to).unwrap();

@@ -9,7 +9,6 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Cursor,
-    process::Child,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,26 +17,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Site, count, seed, start};
-use engines::server::binlog::{MAGIC, Transactions, whole};
-use jiff::Timestamp;
+use common::{
+    Site, count,
+    log::{self, BinlogTail, end},
+    seed,
+};
+use engines::server::binlog::{MAGIC, Transactions};
 use model::{
     id::SourceId,
-    logs::{Beginning, Epoch, HoleCause, LogKind, LogPlace, LogStatus, SegmentHead, WholePart},
+    logs::{Beginning, Epoch, HoleCause, LogKind, LogPlace, LogStatus},
 };
 use mysql::{Conn, Opts, prelude::Queryable};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use testkit::server::PrivateServer;
-use vault::logs::{SourceLog, Spool, Tail};
-
-struct BinlogTail;
-
-impl Tail for BinlogTail {
-    fn whole(&self, head: &SegmentHead, segment: &mut dyn std::io::Read) -> std::io::Result<WholePart> {
-        whole(head, segment)
-    }
-}
+use vault::logs::SourceLog;
 
 struct Scene {
     site: Site,
@@ -60,33 +54,25 @@ impl Scene {
         Self { site, server }
     }
 
-    fn archive(&self) -> Child {
-        start(self.site.command(["log", "guestbook"]))
+    fn source(&self) -> SourceId {
+        SourceId::new("mariadb", self.server.socket().display())
+    }
+
+    fn archive(&self) -> std::process::Child {
+        log::follow(&self.site)
     }
 
     fn log(&self) -> SourceLog {
-        let source = SourceId::new("mariadb", self.server.socket().display());
-        let spool = Spool::open(&self.site.repository().with_file_name("logs"));
-        spool.catalogue(&|_: LogKind| Box::new(BinlogTail)).unwrap().of(&source).unwrap().clone()
+        let catalogue = log::spool(&self.site).catalogue(&|_: LogKind| Box::new(BinlogTail)).unwrap();
+        catalogue.of(&self.source()).unwrap().clone()
     }
 
     fn status(&self) -> Option<LogStatus> {
-        let source = SourceId::new("mariadb", self.server.socket().display());
-        let dir = Spool::open(&self.site.repository().with_file_name("logs")).source_dir(&source);
-        serde_json::from_slice(&fs::read(dir.join("status.json")).ok()?).ok()
+        log::status(&self.site, &self.source())
     }
 
     fn wait_until_caught_up(&self) -> LogStatus {
-        let (now, asked) = (Timestamp::now(), Instant::now());
-        loop {
-            match self.status() {
-                Some(status) if status.caught_up_at.is_some_and(|at| at > now) => return status,
-                found => {
-                    assert!(asked.elapsed() < Duration::from_secs(60), "it does not catch up: {found:?}")
-                }
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
+        log::wait_until_caught_up(&self.site, &self.source())
     }
 
     /// The server's files, by name.
@@ -95,13 +81,6 @@ impl Scene {
         let names = index.lines().map(|line| line.trim_start_matches("./").to_owned());
         names.map(|name| (name.clone(), fs::read(self.server.datadir().join(name)).unwrap())).collect()
     }
-}
-
-fn end(mut archive: Child, signal: Signal) {
-    let pid = Pid::from_raw(i32::try_from(archive.id()).unwrap()).unwrap();
-    kill_process(pid, signal).unwrap();
-    let status = archive.wait().unwrap();
-    assert!(signal == Signal::KILL || status.success(), "{status}");
 }
 
 /// Clients that insert rows until they are stopped; they connect again after a failure.

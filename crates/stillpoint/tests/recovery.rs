@@ -8,26 +8,21 @@
 mod common;
 
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
 };
 
-use common::{Site, below, count, seed};
-use engines::server::binlog::{Body, Events, Grouper, MAGIC, time_of, whole};
-use jiff::{SignedDuration, Timestamp};
-use model::{
-    gtid::GtidState,
-    id::{EpochId, SourceId},
-    logs::{
-        Beginning, EpochRecord, LOGS_VERSION, LogKind, LogPlace, LogServer, LogStatus, SegmentHead, Span,
-        WholePart,
-    },
-    server::{BinlogPosition, Flavor, Gtids, ServerVersion},
+use common::{
+    Site, below, count,
+    log::{self, end, follow, wait_until_caught_up},
+    seed,
 };
+use jiff::{SignedDuration, Timestamp};
+use model::id::SourceId;
 use mysql::prelude::Queryable;
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use rustix::process::Signal;
 use testkit::server::{PrivateServer, Volume};
-use vault::logs::{Added, Spool, Tail};
 
 /// Everything that a state is made of, in one row.
 const STATE: &str = "SELECT concat_ws('|', \
@@ -37,28 +32,28 @@ const STATE: &str = "SELECT concat_ws('|', \
     (SELECT count(*) FROM mysql.user WHERE user LIKE 'made%'), \
     (SELECT count(*) FROM mysql.event))";
 
-struct BinlogTail;
-
-impl Tail for BinlogTail {
-    fn whole(&self, head: &SegmentHead, segment: &mut dyn std::io::Read) -> std::io::Result<WholePart> {
-        whole(head, segment)
-    }
+/// What one transaction led to.
+struct After {
+    /// Its time in the log.
+    time: Timestamp,
+    gtid: String,
+    state: String,
 }
 
-/// A server with an application, its oracle, and its archive.
+/// A server with an application, and its oracle.
 struct Scene {
     site: Site,
     server: PrivateServer,
-    /// Time of each transaction since the backup, and the state after it.
-    states: Vec<(Timestamp, String)>,
+    /// All transactions since the backup.
+    states: Vec<After>,
     /// The state at the backup.
     first: String,
     _volume: Volume,
 }
 
 impl Scene {
-    fn new() -> Self {
-        let volume = Volume::new("xfs", 4 << 30, Path::new(env!("CARGO_TARGET_TMPDIR")));
+    fn on(filesystem: &str) -> Self {
+        let volume = Volume::new(filesystem, 4 << 30, Path::new(env!("CARGO_TARGET_TMPDIR")));
         let server = PrivateServer::builder()
             .directory(volume.directory("server"))
             .option("--max-allowed-packet=64M")
@@ -73,7 +68,8 @@ impl Scene {
         fs::write(site.uploads().join("file"), "as in the backup").unwrap();
         site.init(&format!(
             "[[application.directory]]\npath = \"{}\"\n[[application.database]]\nengine = \"mariadb\"\nsocket = \"{}\"\n\
-             user = \"root\"\n",
+             user = \"root\"\n\
+             archive = {{ segment = \"1MiB\" }}\n",
             site.app().display(),
             server.socket().display()
         ));
@@ -173,108 +169,37 @@ impl Scene {
     }
 
     fn note(&mut self, time: i64) {
-        let state = self.server.ask(STATE).unwrap();
-        self.states.push((Timestamp::from_second(time).unwrap(), state));
+        let (state, gtid) =
+            (self.server.ask(STATE).unwrap(), self.server.ask("SELECT @@gtid_binlog_pos").unwrap());
+        self.states.push(After { time: Timestamp::from_second(time).unwrap(), gtid, state });
     }
 
     /// The state of all transactions before the first, in log order, whose time is at or after this one.
     fn expected(&self, time: Timestamp) -> &str {
-        let next = self.states.iter().position(|(at, _)| *at >= time).expect("a moment within the load");
-        next.checked_sub(1).map_or(&self.first, |last| &self.states[last].1)
+        let next = self.states.iter().position(|one| one.time >= time).expect("a moment within the load");
+        next.checked_sub(1).map_or(&self.first, |last| &self.states[last].state)
     }
 
-    fn spool(&self) -> Spool {
-        Spool::open(&self.site.repository().with_file_name("logs"))
+    /// The load, while the program archives it.
+    fn archived_load(&mut self, rounds: u64, random: &mut StdRng) {
+        let archive = follow(&self.site);
+        self.load(rounds, random);
+        wait_until_caught_up(&self.site, &self.source());
+        self.site.run(["coverage"]).expect_status(0);
+        // It stores what it has before it ends.
+        end(archive, Signal::INT);
     }
 
-    /// The server's own files as an archive holds them, in segments of a few transactions.
-    fn archive(&self, each: u64) {
-        let source = self.source();
-        let mut writer = self.spool().writer(&source, LogKind::Binlog, Box::new(BinlogTail)).unwrap();
-        let epoch = EpochId::at(Timestamp::now(), [1, 2, 3]);
-        let version = ServerVersion { flavor: Flavor::MariaDb, number: (10, 11, 0), text: "10.11".into() };
-        let index = fs::read_to_string(self.server.datadir().join("binlog.index")).unwrap();
-        let files: Vec<&str> = index.lines().map(|line| line.trim_start_matches("./")).collect();
-        let from = |file: &str, offset| LogPlace::Binlog(BinlogPosition { file: file.into(), offset });
-        writer
-            .begin_epoch(EpochRecord {
-                version: LOGS_VERSION,
-                epoch: epoch.clone(),
-                source: source.clone(),
-                kind: LogKind::Binlog,
-                begun_at: Timestamp::now(),
-                beginning: Beginning::First,
-                from: from(files[0], 4),
-                server: Some(LogServer { server_id: 1, version, uuid: None }),
-                gtid_state: Some(Gtids::default()),
-                has_base: false,
-            })
-            .unwrap();
-        let mut state = GtidState::empty(Flavor::MariaDb);
-        for file in &files {
-            self.archive_file(&mut writer, file, each, &mut state);
-        }
-        let now = Timestamp::now();
-        let place = writer.reached().unwrap().clone();
-        let status = LogStatus {
-            version: LOGS_VERSION,
-            source,
-            epoch,
-            place,
-            caught_up_at: Some(now),
-            at: now,
-            started_at: now,
-            lag_s: 0.2,
-            max_lag_s: 0.7,
-            acknowledging: false,
-            trouble: None,
-        };
-        writer.status(&status).unwrap();
-    }
-
-    fn archive_file(&self, writer: &mut vault::logs::Writer, file: &str, each: u64, state: &mut GtidState) {
-        let place = |offset| LogPlace::Binlog(BinlogPosition { file: file.into(), offset });
-        let head = |offset, lead, state: &GtidState| SegmentHead {
-            version: LOGS_VERSION,
-            from: place(offset),
-            lead,
-            gtid_state: Some(state.text()),
-            begun_at: Timestamp::now(),
-        };
-        let mut events = Events::open(File::open(self.server.datadir().join(file)).unwrap()).unwrap();
-        writer.begin_segment(head(4, 4, state), &MAGIC).unwrap();
-        let (mut grouper, mut inside, mut format) = (Grouper::default(), 0, None);
-        while let Some((_, event)) = events.next_event().unwrap() {
-            let (part, ended) = grouper.take(&event);
-            match &event.body {
-                Body::Format(found) => format = Some(found.clone()),
-                Body::State(Some(found)) => *state = found.clone(),
-                _ => {}
-            }
-            let (bytes, end) = (events.bytes().to_vec(), events.offset());
-            let times = ended.as_ref().map(|ended| Span::at(time_of(ended.time)));
-            if let Some(gtid) = ended.as_ref().and_then(|ended| ended.gtid.as_ref()) {
-                state.add(gtid);
-            }
-            let added = if part.is_boundary() {
-                Added::Whole { to: place(end), transactions: u64::from(ended.is_some()), commits: times }
-            } else {
-                Added::Part
-            };
-            writer.append(&bytes, &added).unwrap();
-            inside += u64::from(ended.is_some());
-            if part.is_boundary() && inside >= each {
-                writer.sync(Some(state.text())).unwrap();
-                let lead = [&MAGIC[..], &format.as_ref().unwrap().lead()].concat();
-                writer.begin_segment(head(end, lead.len() as u64, state), &lead).unwrap();
-                inside = 0;
-            }
-        }
-        writer.sync(Some(state.text())).unwrap();
+    /// A moment within the load.
+    fn moment(&self, random: &mut StdRng) -> Timestamp {
+        let latest = self.states.iter().map(|one| one.time).max().unwrap();
+        let first = self.states[0].time;
+        let length = latest.duration_since(first).as_secs();
+        first + SignedDuration::from_secs(random.random_range(0..=length))
     }
 
     fn segments(&self) -> Vec<PathBuf> {
-        let dir = self.spool().source_dir(&self.source());
+        let dir = log::spool(&self.site).source_dir(&self.source());
         let epochs =
             fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
         let mut found: Vec<PathBuf> = epochs
@@ -285,6 +210,14 @@ impl Scene {
             .collect();
         found.sort();
         found
+    }
+
+    fn forget_stored(&self) {
+        let found = self.site.restic(["snapshots", "--tag", "log", "--json"]).json();
+        let ids: Vec<&str> =
+            found.as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap()).collect();
+        assert!(!ids.is_empty(), "nothing was stored");
+        self.site.restic([&["forget"], &ids[..]].concat()).expect_status(0);
     }
 
     fn restored(&self, arguments: &[&str], expected: &str) {
@@ -308,22 +241,19 @@ impl Scene {
 #[test]
 fn every_moment_is_what_the_oracle_says_and_what_is_lost_is_named_before_anything_is_restored() {
     let mut random = StdRng::seed_from_u64(seed());
-    let mut scene = Scene::new();
-    scene.load(60, &mut random);
-    scene.archive(7);
-    scene.site.run(["coverage"]).expect_status(0).expect_text("lag 0.2 s");
-
-    let latest = scene.states.iter().map(|(time, _)| *time).max().unwrap();
-    let first = scene.states[0].0;
-    let length = latest.duration_since(first).as_secs();
+    let mut scene = Scene::on("xfs");
+    scene.archived_load(60, &mut random);
+    // Everything comes from the repository.
+    let (logs, kept) = (log::logs(&scene.site), scene.site.root().join("kept"));
+    fs::rename(&logs, &kept).unwrap();
     for _ in 0..count("STILLPOINT_MOMENTS", 3) {
-        let time = first + SignedDuration::from_secs(random.random_range(0..=length));
+        let time = scene.moment(&mut random);
         let expected = scene.expected(time).to_owned();
         scene.restored(&["--at", &time.to_string()], &expected);
     }
 
     // The place that the statements around a moment offer.
-    let time = scene.states[scene.states.len() / 2].0.to_string();
+    let time = scene.states[scene.states.len() / 2].time.to_string();
     let shown = scene.site.run(["restore", "guestbook", "--at", &time, "--before-statement", "--json"]);
     shown.expect_status(0);
     let statements = shown.json()["databases"][0]["statements"].as_array().unwrap().clone();
@@ -332,7 +262,10 @@ fn every_moment_is_what_the_oracle_says_and_what_is_lost_is_named_before_anythin
     let expected = scene.expected(time.parse().unwrap()).to_owned();
     scene.restored(&["--at-position", &place], &expected);
 
-    // Damage that only reading shows.
+    // Damage that only reading shows, where there is no other copy.
+    scene.forget_stored();
+    let _ = fs::remove_dir_all(&logs);
+    fs::rename(&kept, &logs).unwrap();
     let segments = scene.segments();
     let (damaged, missing) = (&segments[1], &segments[2]);
     let good = fs::read(damaged).unwrap();
@@ -341,7 +274,7 @@ fn every_moment_is_what_the_oracle_says_and_what_is_lost_is_named_before_anythin
     bad[middle] ^= 1;
     fs::write(damaged, &bad).unwrap();
     let to = scene.site.root().join("never");
-    let late = latest.to_string();
+    let late = scene.states.iter().map(|one| one.time).max().unwrap().to_string();
     let restore = ["restore", "guestbook", "--at", &late, "--to", to.to_str().unwrap()];
     scene.site.run(restore).expect_status(1).expect_text("segment 2 of epoch").expect_text("SHA-256");
     assert!(!to.exists());
@@ -357,4 +290,22 @@ fn every_moment_is_what_the_oracle_says_and_what_is_lost_is_named_before_anythin
     let picture = scene.site.root().join("coverage.svg");
     scene.site.run(["coverage", "guestbook", "--svg", picture.to_str().unwrap()]).expect_status(1);
     assert!(fs::read_to_string(&picture).unwrap().starts_with("<svg"));
+}
+
+#[test]
+fn a_copy_by_mariadb_backup_is_a_base_by_gtid_and_in_place() {
+    let mut random = StdRng::seed_from_u64(seed());
+    let mut scene = Scene::on("ext4");
+    scene.archived_load(16, &mut random);
+    let one = &scene.states[random.random_range(0..scene.states.len())];
+    scene.restored(&["--at-gtid", &one.gtid], &one.state);
+
+    let time = scene.moment(&mut random);
+    fs::write(scene.site.uploads().join("file"), "spoilt").unwrap();
+    scene.server.stop();
+    let restore = ["restore", "guestbook", "--at", &time.to_string(), "--in-place", "--yes"];
+    scene.site.run(restore).expect_status(0).expect_text("stands at");
+    scene.server.start();
+    assert_eq!(scene.server.ask(STATE).unwrap(), scene.expected(time));
+    assert_eq!(fs::read_to_string(scene.site.uploads().join("file")).unwrap(), "as in the backup");
 }

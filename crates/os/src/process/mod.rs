@@ -1,11 +1,12 @@
 //! Processes: who they are, which belong to an application, what they have open.
 //!
 //! Everything is read from `/proc` ([proc(5)](https://man7.org/linux/man-pages/man5/proc.5.html)); nobody is
-//! held or changed here, except by [`signal`].
+//! held or changed here, except by [`signal`] and [`keep_together`].
 //!
 //! Crash story: reads only. Processes come and go between any two lines, so a process that vanishes is left
 //! out and never an error, and a signal goes through a pidfd that was checked against the start time.
 
+mod affinity;
 pub(crate) mod facts;
 mod look;
 pub(crate) mod select;
@@ -17,6 +18,7 @@ use model::undo::ProcessRef;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 pub use self::{
+    affinity::keep_together,
     facts::facts,
     look::{Mapping, Mappings, all_shared_writable_maps, open_by, shared_writable_maps, unreadable_maps},
     select::{describe, find, start_of_a_process_now},

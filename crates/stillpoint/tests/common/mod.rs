@@ -1,6 +1,8 @@
 //! A guestbook under load, an inventory for it, and the built program: what the tests of the whole share.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod log;
+
 use std::{
     ffi::OsStr,
     fs,

@@ -9,10 +9,9 @@ use std::{
     time::Duration,
 };
 
-use engines::server::binlog::whole;
 use model::{
     id::SourceId,
-    logs::{Epoch, LogKind, LogPlace, LogStatus, SegmentHead, WholePart},
+    logs::{Epoch, LogKind, LogPlace, LogStatus},
     server::BinlogPosition,
 };
 use mysql::prelude::Queryable;
@@ -20,18 +19,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use testkit::server::{PrivateServer, wait_until};
 use vault::logs::{SourceLog, Spool, Tail};
 
-use crate::common::Site;
+use crate::common::{Site, log::BinlogTail};
 
 /// Nothing here takes longer, however busy the machine is.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-
-struct BinlogTail;
-
-impl Tail for BinlogTail {
-    fn whole(&self, head: &SegmentHead, segment: &mut dyn std::io::Read) -> std::io::Result<WholePart> {
-        whole(head, segment)
-    }
-}
 
 /// The program, while it archives.
 pub struct Archiver(Child);
