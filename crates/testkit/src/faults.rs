@@ -5,6 +5,8 @@
 //!
 //! Crash story: an injected panic carries [`Injected`], so that it can be told from a real one.
 
+mod logs;
+
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,

@@ -24,6 +24,7 @@ use model::{
 pub mod contents;
 pub mod hold;
 pub mod journal;
+pub mod log_shelf;
 pub mod pinner;
 pub mod shelf;
 pub mod site;

@@ -102,6 +102,27 @@ impl Spool {
         catalogue::read(self, tails)
     }
 
+    /// Puts on disk what a catalogue says of open segments, whose writers may not have done so yet.
+    ///
+    /// # Errors
+    /// If that cannot be done.
+    pub fn sync_open(&self, catalogue: &Catalogue) -> Result<(), LogsError> {
+        for log in &catalogue.sources {
+            let Some(epoch) = log.epochs.last() else { continue };
+            let id = &epoch.record.epoch;
+            let Some(path) = epoch.segments.last().and_then(|it| log.segment_path(id, it.number)) else {
+                continue;
+            };
+            match std::fs::File::open(&path).and_then(|segment| segment.sync_data()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(LogsError::io("synced", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Reads every closed segment that is here and compares it with its sidecar. `each` is called with the bytes read so far.
     ///
     /// # Errors

@@ -89,6 +89,10 @@ impl Archive {
         self.writer.begin_segment(head, &[]).unwrap();
     }
 
+    pub fn is_open(&self) -> bool {
+        self.writer.segment().is_some()
+    }
+
     pub fn append(&mut self, bytes: &[u8]) {
         self.offset += bytes.len() as u64;
         let to = place(self.file, self.offset);

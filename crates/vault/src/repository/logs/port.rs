@@ -61,6 +61,8 @@ impl LogShelf for Archive<'_> {
 
     fn store(&mut self, progress: &dyn Progress) -> Result<Shelved, Failure> {
         let catalogue = self.spool.catalogue(self.tails)?;
+        // What the repository has must not be lost here: the archive would go on from before it.
+        self.spool.sync_open(&catalogue)?;
         let stored = self.repository.store_logs(&self.owner, &catalogue, &LogsPlan::default(), progress)?;
         Ok(Shelved {
             snapshot: stored.snapshot,
