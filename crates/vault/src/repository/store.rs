@@ -104,7 +104,7 @@ impl Repository {
                 let mut notes = Vec::new();
                 let (reading, wanted) = match with_parent {
                     true => self.reading(newest.as_ref().map(|(id, _)| id))?,
-                    false => (None, Vec::default()),
+                    false => Default::default(),
                 };
                 let parent = newest.map(|(id, root)| (id, self.base(&archiver, root, &wanted, &mut notes)));
                 Ok((archiver, parent, notes, reading))
