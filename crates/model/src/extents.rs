@@ -178,6 +178,8 @@ impl Cursor<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use proptest::prelude::{Just, Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
     use super::{Extent, Map, chunks_to_read, differing};
@@ -263,7 +265,8 @@ mod tests {
         let (here, there) = (as_map(vec![extent(0, 8, Some(8))], 8), as_map(vec![extent(0, 8, Some(80))], 8));
         assert_eq!(chunks_to_read(&here, &here, &here, 4), Some(vec![]));
         assert_eq!(chunks_to_read(&here, &here, &there, 4), None);
-        assert_eq!(chunks_to_read(&here, &there, &here, 4), Some(vec![0..2]));
+        let read = chunks_to_read(&here, &there, &here, 4);
+        assert!(matches!(read.as_deref(), Some([Range { start: 0, end: 2 }])), "{read:?}");
         assert_eq!(chunks_to_read(&here, &here, &as_map(vec![extent(0, 8, Some(8))], 7), 4), None);
     }
 

@@ -16,12 +16,15 @@ use model::{
     id::CutId,
     port::{Shelf, Silent, Store},
     record::{BackupRecord, CutRecord},
+    reference::Kept,
     server::{Flavor, ServerAccess, ServerAddress},
+    size::Bytes,
     undo::{Hook, Move, ProcessRef, Ticket, Undo},
     verdict::{Stillness, Verdict},
 };
 use vault::{
     journal::dead_runs,
+    reference,
     repository::{Confirmation, Depth, Opening, Password, Repository},
 };
 
@@ -107,6 +110,20 @@ fn records_read() {
     let backup: BackupRecord =
         serde_json::from_slice(&fs::read(sample("backup-record.json")).unwrap()).unwrap();
     assert_eq!(backup.cut, cut.cut);
+}
+
+#[test]
+fn a_reference_reads() {
+    let Kept::There(found) = reference::read(&sample("reference.json")) else { panic!("it is there") };
+    assert_eq!(found.relpath.as_str(), "demo.softxs.ch/hydro");
+    assert_eq!(
+        found.dirs,
+        [PathBuf::from("/v01/backup/state/staging/.stillpoint-reference-0123456789abcdef")]
+    );
+    let [file] = &found.files[..] else { panic!("{:?}", found.files) };
+    assert_eq!(file.path.as_os_str().as_encoded_bytes(), b"/var/lib/mysql/hydro/caf\xe9.ibd");
+    assert_eq!((file.size, file.inode, file.blob), (Bytes(512 << 20), 133, 65_536));
+    assert_eq!((file.ctime, file.mtime), (1_795_836_900_123_456_789, 1_795_836_899_000_000_000));
 }
 
 #[test]

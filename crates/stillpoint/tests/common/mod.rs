@@ -394,3 +394,38 @@ pub fn start(mut command: Command) -> Child {
         .spawn()
         .expect("it starts")
 }
+
+/// A filesystem of its own, mounted until dropped.
+pub struct Mounted {
+    pub at: PathBuf,
+    pub image: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Mounted {
+    pub fn new(kind: &str) -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory");
+        let (image, at) = (dir.path().join("image"), dir.path().join("mnt"));
+        fs::create_dir(&at).expect("a mount point");
+        if kind == "tmpfs" {
+            run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=600m", "none"]).arg(&at));
+        } else {
+            fs::File::create(&image).expect("an image").set_len(700 << 20).expect("its size");
+            run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image));
+            run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at));
+        }
+        Self { at, image, _dir: dir }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+    }
+}
+
+#[track_caller]
+pub fn run(command: &mut Command) {
+    let output = command.output().expect("the program is installed");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}

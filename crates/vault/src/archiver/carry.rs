@@ -162,8 +162,11 @@ impl Carry {
     /// Compares a file with its older copy, before any of it is read; returns how many bytes of it will not be.
     pub(crate) fn compare(&self, entry: &Entry, large: &mut Large) -> u64 {
         let size = entry.meta.size;
-        let Some((file, blob)) = large.pages().filter(|_| size >= LARGE) else { return 0 };
-        let Body::At(copy) = &entry.body else { return 0 };
+        let Some(blob) = large.blob().filter(|_| size >= LARGE) else { return 0 };
+        let (Body::At(copy), Some(file)) = (&entry.body, large.pinned()) else {
+            self.prove(entry, large, blob);
+            return 0;
+        };
         // A file that is read where it lives is not frozen.
         let frozen = match self.keeper.freeze(copy, file) {
             Ok(Some(frozen)) => frozen,
@@ -200,6 +203,22 @@ impl Carry {
         size.0 - read
     }
 
+    /// Whether a file is read although a parent has its stamp, since its older copy is to be proven.
+    pub(crate) fn is_to_be_proven(&self, entry: &Entry) -> bool {
+        self.proves && self.older.contains_key(&entry.path)
+    }
+
+    /// A file whose stamp is the parent's is read where it lives: all of it has to be what is stored.
+    fn prove(&self, entry: &Entry, large: &mut Large, blob: u64) {
+        let Some(older) = self.older.get(&entry.path).filter(|older| older.file.blob == blob) else { return };
+        let is_same = entry.body == Body::Carried && older.file.size == entry.meta.size;
+        if self.proves && is_same {
+            let begun = (older.file.copy.clone(), recorded(&older.file), blob);
+            self.found().begun.insert(entry.path.clone(), begun);
+            large.compare_with(Compared::new(older.content.clone(), Vec::new(), older.content.len(), true));
+        }
+    }
+
     /// A file is stored: what is kept of it, and whether it is what was carried over in the nights before.
     pub(crate) fn stored(&self, entry: &Entry, large: &Large, content: &[Place]) {
         let mut found = self.found();
@@ -215,7 +234,8 @@ impl Carry {
 
     /// The older copies of files that were carried over by their stamps still are their frozen copies.
     pub(crate) fn carried(&self, feed: &Feed, bases: &[Base]) {
-        for (_, entry) in feed.entries().filter(|(_, entry)| entry.body == Body::Carried) {
+        let carried = |entry: &Entry| entry.body == Body::Carried && !self.is_to_be_proven(entry);
+        for (_, entry) in feed.entries().filter(|(_, entry)| carried(entry)) {
             let Some(older) = self.older.get(&entry.path) else { continue };
             let stamp = entry.meta.stamp();
             if bases.iter().find_map(|base| base.contents.get(&entry.path, &stamp)) == Some(&older.content) {
@@ -342,13 +362,13 @@ mod tests {
         let compared = Compared::new(vec![10, 11, 12, 13], vec![1..2, 3..5], 5, false);
         assert_eq!(compared.chunks(), Some(&[1, 3, 4][..]));
         assert_eq!(compared.whole(vec![21, 23, 24]), [10, 21, 12, 23, 24]);
-        let shorter = Compared::new(vec![10, 11, 12, 13], vec![1..3], 3, false);
+        let shorter = Compared::new(vec![10, 11, 12, 13], vec![1..2, 2..3], 3, false);
         assert_eq!(shorter.whole(vec![21, 22]), [10, 21, 22]);
     }
 
     #[test]
     fn what_was_not_changed_is_proven_by_what_was_read() {
-        let compared = Compared::new(vec![10, 11, 12, 13], vec![1..2], 4, true);
+        let compared = Compared::new(vec![10, 11, 12, 13], vec![1..2, 4..5], 4, true);
         assert_eq!(compared.chunks(), None);
         assert_eq!(compared.whole(vec![10, 21, 12, 13]), [10, 21, 12, 13]);
         assert!(compared.wrong(&[10, 21, 12, 13]).is_empty());

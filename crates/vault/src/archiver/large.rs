@@ -78,12 +78,17 @@ impl Large {
         Ok(Self { source, size, cutting, compared: None, cursor: Mutex::new(0), parts: Mutex::default() })
     }
 
-    /// Where it is read from and the size of its blobs, if it is a pinned copy that is cut at fixed places.
-    pub(crate) fn pages(&self) -> Option<(&File, u64)> {
+    /// The size of its blobs, if it is cut at fixed places.
+    pub(crate) fn blob(&self) -> Option<u64> {
         match self.cutting {
-            Cutting::Fixed(blob) => Some((self.source.pinned()?, blob)),
+            Cutting::Fixed(blob) => Some(blob),
             Cutting::Content => None,
         }
+    }
+
+    /// The pinned copy that it is read from, if it is.
+    pub(crate) fn pinned(&self) -> Option<&File> {
+        self.source.pinned()
     }
 
     /// Before anything is claimed: what is known of it from the backup before.

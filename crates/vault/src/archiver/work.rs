@@ -231,7 +231,7 @@ fn run_from(job: &Job<'_>, from: usize) -> Range<usize> {
 
 /// The content of a file that is carried over from what is stored already.
 pub(crate) fn carried<'a>(job: &Job<'a>, entry: &Entry) -> Option<&'a [Place]> {
-    if entry.body != Body::Carried {
+    if entry.body != Body::Carried || job.carry.is_some_and(|carry| carry.is_to_be_proven(entry)) {
         return None;
     }
     let stamp = entry.meta.stamp();
