@@ -117,6 +117,8 @@ pub enum Database {
     Sqlite {
         /// Absolute path.
         path: PathBuf,
+        /// How its log is archived.
+        archive: Archive,
     },
     /// A MariaDB or MySQL server, or some of its databases.
     Server(Box<ServerDatabase>),
@@ -158,11 +160,20 @@ impl Default for Archive {
 }
 
 impl Database {
+    /// How its log is archived.
+    #[must_use]
+    pub fn archive(&self) -> &Archive {
+        match self {
+            Self::Sqlite { archive, .. } => archive,
+            Self::Server(server) => &server.archive,
+        }
+    }
+
     /// Its id.
     #[must_use]
     pub fn id(&self) -> SourceId {
         match self {
-            Self::Sqlite { path } => SourceId::new("sqlite", crate::pathtext::show(path)),
+            Self::Sqlite { path, .. } => SourceId::new("sqlite", crate::pathtext::show(path)),
             Self::Server(server) => server.id(),
         }
     }
@@ -214,6 +225,8 @@ pub struct Settings {
     pub keep: Keep,
     /// How far back any second is to be restorable.
     pub point_in_time: Option<Duration>,
+    /// How long what is archived of logs stays on this machine although the repository has it.
+    pub local_window: Duration,
 }
 
 impl Default for Settings {
@@ -224,6 +237,7 @@ impl Default for Settings {
             require: Verdict::Consistent,
             keep: Keep::default(),
             point_in_time: None,
+            local_window: Duration::from_secs(48 * 3600),
         }
     }
 }

@@ -42,6 +42,9 @@ pub(super) fn settings(section: &Section<'_, '_>, inherited: &Settings) -> Setti
     if let Some(reach) = length(section, "point_in_time", "\"30d\"") {
         found.point_in_time = Some(reach);
     }
+    if let Some(window) = length(section, "local_window", "\"48h\"") {
+        found.local_window = window;
+    }
     if let Some(rules) = section.section("keep", "keep") {
         found.keep = keep(rules).unwrap_or(found.keep);
     }
