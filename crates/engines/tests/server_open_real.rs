@@ -12,7 +12,7 @@ use std::{
 
 use engines::server::{
     Connection,
-    open::{PositionFound, Private, ServerCopy, fresh, needs_settling, option_file, relocate, settle},
+    open::{FENCE, PositionFound, Private, ServerCopy, fresh, needs_settling, option_file, relocate, settle},
 };
 use model::{
     id::SourceId,
@@ -223,6 +223,11 @@ fn a_record_that_names_the_data_directory_by_a_link_opens_where_that_link_is_not
     let text = option_file(&copy, Path::new("/run/x")).unwrap();
     let data = copy.below(copy.data().unwrap());
     assert!(text.contains(&format!("aria-log-dir-path=\"{}\"", data.display())), "{text}");
+    // Released, it is the same copy at the same socket, and nothing of the fence is left.
+    let (released, fence) = text.split_once(FENCE).unwrap();
+    let fences = ["skip-networking", "skip-log-bin", "skip-slave-start", "event-scheduler=\"OFF\""];
+    assert!(fences.iter().all(|line| fence.contains(line) && !released.contains(line)), "{text}");
+    assert!(released.contains("datadir=") && released.contains("socket=\"/run/x/socket\""), "{text}");
     let private = Private::open(&copy, &scene.journal(), WITHIN).unwrap();
     assert_all_rows(&private.access(), scene.rows);
     private.stop(WITHIN).unwrap();

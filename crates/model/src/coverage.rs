@@ -98,6 +98,9 @@ pub struct Coverage {
     pub without_archive: Vec<SourceId>,
     /// The backups, oldest first.
     pub backups: Vec<Tick>,
+    /// Why some have none, with the remedy.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// What is wrong, so that a program ends with a status other than 0.
     pub problems: Vec<String>,
 }
@@ -227,6 +230,7 @@ impl Coverage {
             databases,
             without_archive,
             backups,
+            notes: Vec::new(),
             problems: Vec::new(),
         };
         coverage.wanted_from =
@@ -235,6 +239,17 @@ impl Coverage {
         coverage.holes = coverage.all_holes();
         coverage.problems = coverage.judged();
         coverage
+    }
+
+    /// Databases that have no log that could be archived, each with its remedy: wrong if every moment is wanted, or if they had
+    /// a log before.
+    #[must_use]
+    pub fn without_log(mut self, found: Vec<(SourceId, String)>, is_wanted: bool) -> Self {
+        for (source, what) in found {
+            let had_one = self.databases.iter().any(|database| database.source == source);
+            if is_wanted || had_one { &mut self.problems } else { &mut self.notes }.push(what);
+        }
+        self
     }
 
     /// Files are there from the first backup on.

@@ -126,7 +126,7 @@ fn processes(application: &Application, facts: &Facts, plan: &mut CutPlan) {
 
 fn plan_database(inventory: &Inventory, database: &Database, facts: &Facts, plan: &mut CutPlan) {
     let path = match database {
-        Database::Sqlite { path } => path,
+        Database::Sqlite { path, .. } => path,
         Database::Server(found) => return server::plan_server(inventory, found, facts, plan),
     };
     let source = database.id();
@@ -151,6 +151,7 @@ fn plan_database(inventory: &Inventory, database: &Database, facts: &Facts, plan
          PRAGMA busy_timeout = 5000 lets it wait",
         crate::pathtext::show(path)
     ));
+    plan.notes.extend(found.no_log());
 }
 
 fn database_pin(path: &Path, found: &SqliteFacts) -> (PinMethod, String) {
@@ -259,7 +260,7 @@ fn carved(application: &Application, directory: &Directory, facts: &Facts) -> Ve
     let mut carved = Vec::new();
     for database in &application.databases {
         match database {
-            Database::Sqlite { path } if path.starts_with(&directory.path) => {
+            Database::Sqlite { path, .. } if path.starts_with(&directory.path) => {
                 carved.push(path.clone());
                 carved.extend(SIDECARS.iter().map(|suffix| sidecar(path, suffix)));
             }

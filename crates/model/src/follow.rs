@@ -12,6 +12,8 @@ use crate::{
 
 /// Offset of the first event of a file.
 pub const FIRST: u64 = 4;
+/// Servers cannot be asked to begin beyond this offset.
+pub const LAST_START: u64 = u32::MAX as u64;
 
 /// What the archive holds of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,7 +108,7 @@ fn same_server(held: &Held, seen: &Seen) -> Go {
                 );
                 hole(held, HoleCause::Reset, detail, oldest(seen))
             }
-            _ => Go::On { from: reached.clone() },
+            _ => Go::On { from: startable(reached, *size, seen.files.get(at + 1)) },
         };
     }
     let detail = format!("the archive has {file} up to {}, the server only up to {size}", reached.offset);
@@ -114,6 +116,14 @@ fn same_server(held: &Held, seen: &Seen) -> Go {
         Some((next, _)) => hole(held, HoleCause::Diverged, detail, begin_of(next)),
         // Nothing follows a file that a restart has left short: it is a new one of the same name.
         None => hole(held, HoleCause::Reset, detail, oldest(seen)),
+    }
+}
+
+/// Where to go on from a place: at the next file if nothing follows in this one and it is too long to begin there.
+fn startable(reached: &BinlogPosition, size: u64, next: Option<&(String, u64)>) -> BinlogPosition {
+    match next {
+        Some((next, _)) if reached.offset > LAST_START && reached.offset == size => begin_of(next),
+        _ => reached.clone(),
     }
 }
 
@@ -215,7 +225,7 @@ fn newest(seen: &Seen) -> BinlogPosition {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cut, Go, Held, decide};
+    use super::{Cut, Go, Held, LAST_START, decide};
     use crate::{
         id::EpochId,
         logs::{Beginning, HoleCause, LogServer},
@@ -277,6 +287,16 @@ mod tests {
         assert_eq!(decide(Some(&held), None, &now), Go::On { from: place("b.000002", 500) });
         now.before_reached = Some(Gtids("0-1-5".into()));
         assert_eq!(decide(Some(&held), None, &now), Go::On { from: place("b.000002", 500) });
+    }
+
+    #[test]
+    fn after_a_file_that_is_too_long_it_goes_on_with_the_next() {
+        let long = LAST_START + 10;
+        let held = held("b.000002", long, "0-1-5");
+        let go =
+            |size| decide(Some(&held), None, &seen(1, &[("b.000002", size), ("b.000003", 400)], "0-1-9"));
+        assert_eq!(go(long), Go::On { from: place("b.000003", 4) });
+        assert_eq!(go(long + 1), Go::On { from: place("b.000002", long) });
     }
 
     #[test]

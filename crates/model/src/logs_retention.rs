@@ -194,7 +194,8 @@ fn taken(backup: &StoredBackup) -> Timestamp {
 }
 
 /// Segments that the spool need not hold any more: closed, older than the local window, and in the repository by the
-/// same SHA-256 (whether they can be read there is for the caller to prove). `is_closed` says which are closed and here.
+/// same SHA-256 (whether they can be read there is for the caller to prove). `is_closed` says which are closed and here. The
+/// newest of all stays: by its first bytes the server's log is known again.
 #[must_use]
 pub fn spool_surplus(
     spool: &[Epoch],
@@ -212,7 +213,11 @@ pub fn spool_surplus(
         })
     };
     let all = spool.iter().flat_map(|epoch| &epoch.segments);
-    let over = all.filter(|segment| segment.received.last < old && is_closed(&segment.epoch, segment.number));
+    let newest = spool.last().and_then(|epoch| epoch.segments.last());
+    let is_newest = |segment: &SegmentRecord| newest.is_some_and(|newest| newest == segment);
+    let over = all.filter(|segment| {
+        segment.received.last < old && is_closed(&segment.epoch, segment.number) && !is_newest(segment)
+    });
     over.filter(|segment| is_stored(segment)).cloned().collect()
 }
 

@@ -97,6 +97,20 @@ pub struct SqliteFacts {
     pub refusal: Option<Refusal>,
 }
 
+impl SqliteFacts {
+    /// Why its log cannot be archived, with the remedy, if so.
+    #[must_use]
+    pub fn no_log(&self) -> Option<String> {
+        (self.refusal.is_none() && self.journal == JournalMode::Rollback).then(|| {
+            format!(
+                "{} is in rollback-journal mode, which has no log that `stillpoint log` could follow: it can be restored \
+                 as of its backups only; `PRAGMA journal_mode=WAL` on it once, which lasts, changes that",
+                pathtext::show(&self.path)
+            )
+        })
+    }
+}
+
 /// How an SQLite database journals; byte 18 of its header, <https://www.sqlite.org/fileformat2.html>.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -33,6 +33,7 @@ fn every_sample_has_its_test() {
         "history-log-1", // in src/history_log.rs
         "inventory-1.toml",
         "inventory-2.toml",
+        "inventory-3.toml",
         "logs-record-1.json", // in src/logs_store/tests.rs
     ];
     assert_eq!(names, tested.map(String::from).into());
@@ -93,6 +94,23 @@ fn inventory_2() {
     assert_eq!(owned.service.as_ref().map(|s| s.stop.run.as_str()), Some("systemctl stop mariadb"));
     assert_eq!((shared.access.user.as_deref(), shared.service.is_none()), (Some("root"), true));
     assert!(remote.end_blocking_queries && remote.access.tls_ca.is_some());
+}
+
+#[test]
+fn inventory_3() {
+    let text = InventoryText { file: "inventory-3.toml".into(), text: sample("inventory-3.toml") };
+    let inventory = parse(&text, &[], "unused").unwrap_or_else(|e| panic!("{e}"));
+    let [hydro, server] = &inventory.applications[..] else { panic!("{:?}", inventory.applications) };
+    let hours = |n| std::time::Duration::from_secs(n * 3600);
+    assert_eq!((hydro.settings.local_window, server.settings.local_window), (hours(12), hours(72)));
+    let archive = hydro.databases[0].archive();
+    let seconds = |length: std::time::Duration| length.as_secs();
+    assert_eq!(
+        (archive.segment.0, seconds(archive.rotate), seconds(archive.store_every)),
+        (4 << 20, 1800, 20)
+    );
+    let archive = server.databases[0].archive();
+    assert_eq!((archive.segment.0, archive.acknowledge), (64 << 20, true));
 }
 
 #[test]

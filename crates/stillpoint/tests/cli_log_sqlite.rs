@@ -91,7 +91,10 @@ fn a_rollback_journal_is_refused_with_its_remedy() {
     let site = Site::new();
     Connection::open(site.database()).unwrap().execute_batch("CREATE TABLE t (a)").unwrap();
     site.init(&site.sources());
-    site.run(["log", "guestbook"]).expect_status(1).expect_text("PRAGMA journal_mode=WAL");
+    let remedy = "PRAGMA journal_mode=WAL";
+    site.run(["plan", "guestbook"]).expect_status(0).expect_text(remedy);
+    site.run(["coverage", "guestbook"]).expect_status(0).expect_text(remedy);
+    site.run(["log", "guestbook"]).expect_status(1).expect_text(remedy);
 }
 
 /// The archive as the repository holds it, read by restic: its base and segments.
@@ -118,7 +121,7 @@ fn stored(site: &Site, to: &str) -> (PathBuf, Vec<PathBuf>) {
 fn what_was_committed_before_the_interrupt_is_in_the_repository() {
     let site = Site::new();
     make_guestbook(&site.database());
-    site.init(&site.sources());
+    site.init(&format!("{}archive = {{ rotate = \"1s\" }}\n", site.sources()));
     let source = SourceId::new("sqlite", site.database().display());
     let database = Connection::open(site.database()).unwrap();
 
@@ -153,4 +156,17 @@ fn what_was_committed_before_the_interrupt_is_in_the_repository() {
     let to = site.root().join("second.db");
     replay(&base, &segments, Timestamp::MAX, &to).unwrap();
     assert_eq!(signed(&to), (0..120).collect::<Vec<_>>());
+
+    // A segment, closed because of its age, whose bytes have changed and not its size.
+    let closed = epochs(&dir)[0].join("00000001.seg");
+    let mut bytes = fs::read(&closed).unwrap();
+    bytes[1000] ^= 1;
+    fs::write(&closed, bytes).unwrap();
+    let quick = site.run(["coverage", "guestbook"]);
+    assert!(!quick.out().contains("SHA-256"), "{}", quick.out());
+    site.run(["coverage", "guestbook", "--verify"])
+        .expect_text("SHA-256")
+        .expect_text("whole in the other place");
+    fs::write(&closed, b"short").unwrap();
+    site.run(["coverage", "guestbook"]).expect_text("has 5 bytes instead of");
 }

@@ -9,6 +9,8 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Cursor,
+    os::unix::fs::PermissionsExt,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,9 +22,10 @@ use std::{
 use common::{
     Site, count,
     log::{self, BinlogTail, end},
-    seed,
+    seed, start, write_private,
 };
-use engines::server::binlog::{MAGIC, Transactions};
+use engines::server::binlog::{MAGIC, Transactions, whole};
+use jiff::Timestamp;
 use model::{
     id::SourceId,
     logs::{Beginning, Epoch, HoleCause, LogKind, LogPlace, LogStatus},
@@ -36,6 +39,7 @@ use vault::logs::SourceLog;
 struct Scene {
     site: Site,
     server: PrivateServer,
+    source: SourceId,
 }
 
 impl Scene {
@@ -45,17 +49,16 @@ impl Scene {
             builder = builder.option(*option);
         }
         let server = builder.start();
-        server.run(["CREATE DATABASE app", "CREATE TABLE app.t (n BIGINT PRIMARY KEY, v MEDIUMBLOB)"]);
-        let site = Site::new();
-        site.init(&format!(
-            "[[application.database]]\nengine = \"mariadb\"\nsocket = \"{}\"\nuser = \"root\"\n{archive}\n",
-            server.socket().display()
-        ));
-        Self { site, server }
+        let socket = server.socket().display().to_string();
+        let access = format!("socket = \"{socket}\"\nuser = \"root\"\n{archive}\n");
+        Self::with(server, SourceId::new("mariadb", socket), &access)
     }
 
-    fn source(&self) -> SourceId {
-        SourceId::new("mariadb", self.server.socket().display())
+    fn with(server: PrivateServer, source: SourceId, access: &str) -> Self {
+        server.run(["CREATE DATABASE app", "CREATE TABLE app.t (n BIGINT PRIMARY KEY, v MEDIUMBLOB)"]);
+        let site = Site::new();
+        site.init(&format!("[[application.database]]\nengine = \"mariadb\"\n{access}"));
+        Self { site, server, source }
     }
 
     fn archive(&self) -> std::process::Child {
@@ -64,15 +67,15 @@ impl Scene {
 
     fn log(&self) -> SourceLog {
         let catalogue = log::spool(&self.site).catalogue(&|_: LogKind| Box::new(BinlogTail)).unwrap();
-        catalogue.of(&self.source()).unwrap().clone()
+        catalogue.of(&self.source).unwrap().clone()
     }
 
     fn status(&self) -> Option<LogStatus> {
-        log::status(&self.site, &self.source())
+        log::status(&self.site, &self.source)
     }
 
     fn wait_until_caught_up(&self) -> LogStatus {
-        log::wait_until_caught_up(&self.site, &self.source())
+        log::wait_until_caught_up(&self.site, &self.source)
     }
 
     /// The server's files, by name.
@@ -292,4 +295,64 @@ fn an_acknowledged_commit_is_in_the_archive() {
         assert!(archived.values().any(is_in), "row {n} is not in the archive");
     }
     end(archive, Signal::INT);
+}
+
+/// A server elsewhere, whose files are encrypted: its log comes over TLS, in the clear, and goes on in the middle of a file.
+#[test]
+fn an_encrypted_log_comes_over_tls() {
+    let keys = tempfile::tempdir().unwrap();
+    let key_file = keys.path().join("keys");
+    fs::write(&key_file, format!("1;{}\n", "a7".repeat(32))).unwrap();
+    for path in [keys.path(), &key_file] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let server = PrivateServer::builder()
+        .option("--plugin-load-add=file_key_management")
+        .option(format!("--file-key-management-filename={}", key_file.display()))
+        .option("--encrypt-binlog=ON")
+        .tls()
+        .start();
+    server.run([
+        "CREATE USER keeper@'%' IDENTIFIED BY 'only for tests' REQUIRE SSL",
+        "GRANT REPLICATION SLAVE, BINLOG MONITOR ON *.* TO keeper@'%'",
+    ]);
+    let password = keys.path().join("password");
+    write_private(&password, b"only for tests\n");
+    let port = server.port().unwrap();
+    let access = format!(
+        "host = \"localhost\"\nport = {port}\ntls_ca = \"{}\"\nuser = \"keeper\"\npassword_file = \"{}\"\n",
+        server.certificate().unwrap().display(),
+        password.display()
+    );
+    let scene = Scene::with(server, SourceId::new("mariadb", format!("localhost:{port}")), &access);
+    let archive = scene.archive();
+    let insert = |n: u32| format!("INSERT INTO app.t VALUES ({n}, 'row{n}.')");
+    scene.wait_until_caught_up();
+    scene.server.run((0..50).map(insert));
+    scene.wait_until_caught_up();
+    end(archive, Signal::KILL);
+    scene.server.run((50..60).map(insert));
+    let archive = scene.archive();
+    scene.wait_until_caught_up();
+    scene.server.run((60..70).map(insert).chain(["FLUSH BINARY LOGS".to_owned()]));
+    scene.server.run((70..80).map(insert));
+    end(archive, Signal::INT);
+
+    let log = scene.log();
+    assert_eq!(log.epochs.len(), 1, "{:?}", log.epochs);
+    assert!(log.epochs[0].damaged.is_empty());
+    let mut said = String::new();
+    for segment in &log.epochs[0].segments {
+        let path = log.segment_path(&segment.epoch, segment.number).unwrap();
+        let read =
+            Command::new("mariadb-binlog").args(["--verify-binlog-checksum"]).arg(&path).output().unwrap();
+        assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+        said.push_str(&String::from_utf8_lossy(&read.stdout));
+    }
+    for n in 0..80 {
+        assert_eq!(said.matches(&format!("'row{n}.'")).count(), 1, "row {n}");
+    }
+    let encrypted = scene.files();
+    let clear = |bytes: &[u8]| bytes.windows(6).any(|at| at == b"'row1.");
+    assert!(!encrypted.iter().any(|(_, bytes)| clear(bytes)), "the server's files are encrypted");
 }

@@ -65,7 +65,7 @@ fn plain() -> Facts {
         refusal: None,
     };
     let database = |d: &crate::inventory::Database| {
-        let crate::inventory::Database::Sqlite { path } = d else { panic!("only files here") };
+        let crate::inventory::Database::Sqlite { path, .. } = d else { panic!("only files here") };
         SqliteFacts {
             source: d.id(),
             path: path.clone(),

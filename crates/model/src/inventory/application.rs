@@ -10,7 +10,7 @@ use crate::{
         Application, Database, Directory, Hooks, Origin, PathRole, ProcessSelector, Settings,
         parse::{checked, origin},
         raw::{At, Section},
-        server::{ParsedServer, server},
+        server::{ParsedServer, archive, server},
         settings::{length_of, settings},
         values::pattern,
     },
@@ -115,11 +115,13 @@ fn database(section: Section<'_, '_>, name: Option<&AppName>, origins: &mut Vec<
     }
     let found = section.required("path", "\"/srv/hydro/var/production.sqlite3\"");
     let origin = found.and_then(|f| origin(&section, "path", f, PathRole::Database, name));
+    let archive =
+        section.section("archive", "archive").map(|block| archive(block, false)).unwrap_or_default();
     section.finish();
     let origin = origin?;
     let path = origin.path.clone();
     origins.push(origin);
-    Some(Database::Sqlite { path })
+    Some(Database::Sqlite { path, archive })
 }
 
 fn server_database(

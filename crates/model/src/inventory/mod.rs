@@ -118,6 +118,8 @@ pub enum Database {
     Sqlite {
         /// Absolute path.
         path: PathBuf,
+        /// How its log is archived.
+        archive: Archive,
     },
     /// A MariaDB or MySQL server, or some of its databases.
     Server(Box<ServerDatabase>),
@@ -159,11 +161,20 @@ impl Default for Archive {
 }
 
 impl Database {
+    /// How its log is archived.
+    #[must_use]
+    pub fn archive(&self) -> &Archive {
+        match self {
+            Self::Sqlite { archive, .. } => archive,
+            Self::Server(server) => &server.archive,
+        }
+    }
+
     /// Its id.
     #[must_use]
     pub fn id(&self) -> SourceId {
         match self {
-            Self::Sqlite { path } => SourceId::new("sqlite", crate::pathtext::show(path)),
+            Self::Sqlite { path, .. } => SourceId::new("sqlite", crate::pathtext::show(path)),
             Self::Server(server) => server.id(),
         }
     }
@@ -219,6 +230,8 @@ pub struct Settings {
     pub changed_extents_only: bool,
     /// All is read again, and proven, when the last time is so long ago.
     pub read_all_every: Duration,
+    /// How long what is archived of logs stays on this machine although the repository has it.
+    pub local_window: Duration,
 }
 
 impl Settings {
@@ -240,6 +253,7 @@ impl Default for Settings {
             // A kept clone of a database scatters its extents, which makes later cuts slower.
             changed_extents_only: false,
             read_all_every: Duration::from_secs(7 * 86_400),
+            local_window: Duration::from_secs(48 * 3600),
         }
     }
 }

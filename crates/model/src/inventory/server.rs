@@ -45,7 +45,8 @@ pub(super) fn server(
     let databases = databases(&section);
     let service = service(&section);
     let end_blocking_queries = section.flag("end_blocking_queries").unwrap_or(false);
-    let archive = section.section("archive", "archive").map_or_else(Archive::default, archive);
+    let archive =
+        section.section("archive", "archive").map_or_else(Archive::default, |block| archive(block, true));
     let origin_file = section.page().file().to_owned();
     section.finish();
     let value = |at: Option<At<PathBuf>>| at.map(|at| at.value);
@@ -120,8 +121,8 @@ fn databases(section: &Section<'_, '_>) -> Vec<String> {
     databases
 }
 
-/// How its log is archived.
-fn archive(section: Section<'_, '_>) -> Archive {
+/// How the log of a database is archived; only a server can wait for it.
+pub(super) fn archive(section: Section<'_, '_>, is_server: bool) -> Archive {
     let mut archive = Archive::default();
     if let Some(found) = section.text("segment") {
         match bytes(found.value) {
@@ -140,7 +141,9 @@ fn archive(section: Section<'_, '_>) -> Archive {
     };
     length("rotate", "\"1h\"", &mut archive.rotate);
     length("store_every", "\"60s\"", &mut archive.store_every);
-    archive.acknowledge = section.flag("acknowledge").unwrap_or(false);
+    if is_server {
+        archive.acknowledge = section.flag("acknowledge").unwrap_or(false);
+    }
     section.finish();
     archive
 }

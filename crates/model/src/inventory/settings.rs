@@ -48,6 +48,9 @@ pub(super) fn settings(section: &Section<'_, '_>, inherited: &Settings) -> Setti
     if let Some(every) = length(section, "read_all_every", "\"7d\"") {
         found.read_all_every = every;
     }
+    if let Some(window) = length(section, "local_window", "\"48h\"") {
+        found.local_window = window;
+    }
     if let Some(rules) = section.section("keep", "keep") {
         found.keep = keep(rules).unwrap_or(found.keep);
     }

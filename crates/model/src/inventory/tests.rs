@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 use proptest::prelude::{prop, prop_assert, proptest};
 
 use super::{
-    Database, Inventory, InventoryErrors, InventoryText, Keep, ProcessSelector, TemplateApplication,
+    Archive, Database, Inventory, InventoryErrors, InventoryText, Keep, ProcessSelector, TemplateApplication,
     TemplateChoices, missing_paths, parse, template,
 };
 use crate::verdict::Verdict;
@@ -84,7 +84,7 @@ fn a_whole_inventory_is_read() {
     assert_eq!(inventory.place(hydro), PathBuf::from("/v01/backup/local/web/demo.softxs.ch/hydro"));
     assert_eq!(hydro.directories[0].path.as_os_str(), "/srv/hydro/var");
     let path = PathBuf::from("/srv/hydro/var/production.sqlite3");
-    assert_eq!(hydro.databases, [Database::Sqlite { path }]);
+    assert_eq!(hydro.databases, [Database::Sqlite { path, archive: Archive::default() }]);
     assert_eq!(hydro.process, Some(ProcessSelector::Unit("hydro@1.service".into())));
     assert_eq!(hydro.hooks.as_ref().unwrap().start.timeout, Duration::from_secs(300));
     assert_eq!(hydro.settings.schedule, "15 3 * * *");
@@ -143,7 +143,7 @@ fn every_error_names_file_line_fault_and_remedy() {
     assert_eq!(
         errors("[defaults]\ncolour = 1\n"),
         ["main.toml:4: unknown key \"colour\" in [defaults]; \
-          allowed here: schedule, stall_budget, require, point_in_time, changed_extents_only, read_all_every, keep"]
+          allowed here: schedule, stall_budget, require, point_in_time, local_window, changed_extents_only, read_all_every, keep"]
     );
 }
 

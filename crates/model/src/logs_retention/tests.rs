@@ -118,6 +118,11 @@ fn the_spool_keeps_what_is_young_open_or_not_in_the_repository() {
     };
     assert_eq!(surplus(begun() + SignedDuration::from_hours(47)), [0_u64; 0]);
     assert_eq!(surplus(begun() + SignedDuration::from_hours(49)), [1]);
+    let all = epoch(1, 1, 5, Beginning::First);
+    let both = std::slice::from_ref(&all);
+    let found = spool_surplus(both, both, SignedDuration::ZERO, Timestamp::MAX, &|_, _| true);
+    let found: Vec<u64> = found.iter().map(|segment| segment.number).collect();
+    assert_eq!(found, [1, 2, 3, 4], "the newest stays, by which the server's log is known again");
 }
 
 fn backup(nth: u64, received: Timestamp) -> StoredBackup {

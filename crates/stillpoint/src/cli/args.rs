@@ -155,6 +155,9 @@ pub struct CoverageArgs {
     /// Applications by short name or relpath [default: all]
     #[arg(value_name = "APP")]
     pub applications: Vec<String>,
+    /// Read every closed segment and compare it with its SHA-256, here and in the repository
+    #[arg(long)]
+    pub verify: bool,
     /// Draw it into this new file, too, for one application
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,

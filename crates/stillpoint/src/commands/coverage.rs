@@ -2,11 +2,12 @@
 //!
 //! Crash story: reads only; the picture is written whole or not at all.
 
+use engines::sqlite;
 use jiff::{SignedDuration, Timestamp};
 use model::{
     coverage::{Coverage, Known, SourceCoverage, Tick},
     id::SourceId,
-    inventory::Application,
+    inventory::{Application, Database},
     port::{Failure, FailureKind, Shelf},
     recovery::Base,
 };
@@ -39,7 +40,7 @@ pub fn run(context: &Context, args: &CoverageArgs) -> Outcome {
     let mut found = Coverages { applications: Vec::new() };
     for application in applications {
         context.interrupt.check()?;
-        found.applications.push(of(&run, application)?);
+        found.applications.push(of(&run, application, args.verify)?);
     }
     run.end()?;
     if let (Some(file), Some(one)) = (&args.svg, found.applications.first()) {
@@ -53,9 +54,12 @@ pub fn run(context: &Context, args: &CoverageArgs) -> Outcome {
     Ok(if is_good { Exit::Done } else { Exit::Failed })
 }
 
-fn of(run: &Run<'_>, application: &Application) -> Result<Coverage, Failure> {
+fn of(run: &Run<'_>, application: &Application, verify: bool) -> Result<Coverage, Failure> {
     let mut repository = run.open(application)?;
-    let mut archive = Archive::read(run, application, &mut repository)?;
+    let mut archive = match verify {
+        true => Archive::read_whole(run, application, &mut repository)?,
+        false => Archive::read(run, application, &mut repository)?,
+    };
     let logs = std::mem::take(&mut archive.logs);
     let (mut bases, mut ticks): (Vec<Base>, Vec<Tick>) = (Vec::new(), Vec::new());
     for backup in archive.repository().backups()? {
@@ -75,8 +79,27 @@ fn of(run: &Run<'_>, application: &Application) -> Result<Coverage, Failure> {
         let known = Known { source, epochs, status: status.as_ref(), damaged };
         covered.push(SourceCoverage::new(&known, &mine, now));
     }
+    let healed = |log: &Log| {
+        let told = |what: &String| format!("{}: {what}; it is whole in the other place", log.source);
+        log.healed.iter().map(told).collect::<Vec<_>>()
+    };
+    let healed: Vec<String> = logs.iter().flat_map(healed).collect();
     let has_log = |source: &SourceId| logs.iter().any(|log| log.source == *source);
     let without: Vec<SourceId> = databases(application).filter(|source| !has_log(source)).collect();
     let wanted = application.settings.point_in_time.and_then(|wanted| SignedDuration::try_from(wanted).ok());
-    Ok(Coverage::new(application.name.clone(), now, wanted, covered, without, ticks))
+    let coverage = Coverage::new(application.name.clone(), now, wanted, covered, without, ticks);
+    let mut coverage = coverage.without_log(no_logs(application), wanted.is_some());
+    coverage.notes.extend(healed);
+    Ok(coverage)
+}
+
+/// Databases whose log cannot be archived, with the remedy.
+fn no_logs(application: &Application) -> Vec<(SourceId, String)> {
+    let found = application.databases.iter().filter_map(|database| match database {
+        Database::Sqlite { path, .. } => {
+            Some((database.id(), sqlite::probe(database.id(), path, &[]).no_log()?))
+        }
+        Database::Server(_) => None,
+    });
+    found.collect()
 }

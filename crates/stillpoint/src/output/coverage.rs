@@ -48,6 +48,7 @@ fn text(one: &Coverage) -> String {
     } else {
         lines.push("no backups yet".to_owned());
     }
+    lines.extend(one.notes.iter().map(|what| format!("note: {what}")));
     lines.extend(one.problems.iter().map(|what| format!("PROBLEM: {what}")));
     lines.join("\n")
 }

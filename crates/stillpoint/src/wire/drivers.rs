@@ -59,7 +59,7 @@ pub fn facts(run: &Run<'_>, application: &Application) -> Result<Facts, Failure>
         Failure::new(FailureKind::Other, what, "run it as the user who owns the partition").because(error)
     })?;
     let sqlite = application.databases.iter().filter_map(|database| match database {
-        Database::Sqlite { path } => Some(sqlite::probe(database.id(), path, &staging(run, path))),
+        Database::Sqlite { path, .. } => Some(sqlite::probe(database.id(), path, &staging(run, path))),
         Database::Server(_) => None,
     });
     let servers = application.databases.iter().filter_map(|database| match database {

@@ -15,9 +15,8 @@ use engines::server::binlog;
 use model::{
     follow::Cut,
     id::SourceId,
-    inventory::{Application, Database, Inventory, ServerDatabase},
+    inventory::{Application, Archive, Database, Inventory, ServerDatabase},
     logs::{LogKind, SegmentHead, WholePart},
-    pathtext,
     port::{Failure, FailureKind, Shelf},
     server::Flavor,
 };
@@ -77,7 +76,7 @@ pub fn run(context: &Context, inventory: &Inventory, application: &Application) 
                 spool: spool.clone(),
                 interrupt: context.interrupt.clone(),
             }),
-            Database::Sqlite { path } => files.push((SourceId::new("sqlite", pathtext::show(path)), path)),
+            Database::Sqlite { path, archive } => files.push((database.id(), path, settings(archive))),
         }
     }
     if tasks.is_empty() && files.is_empty() {
@@ -89,7 +88,7 @@ pub fn run(context: &Context, inventory: &Inventory, application: &Application) 
     let late = context.interrupt.after(GRACE);
     let run = Run::begin_until(&late, inventory, &password)?;
     let sources: Vec<_> =
-        tasks.iter().map(|task| task.server.id()).chain(files.iter().map(|(id, _)| id.clone())).collect();
+        tasks.iter().map(|task| task.server.id()).chain(files.iter().map(|(id, ..)| id.clone())).collect();
     let (running, writers) = (sources.len(), Writers::default());
     let mut keeper = Keeper::new(&run, application, store_every(application), sources, late.clone());
     let (failed, kept) = thread::scope(|scope| {
@@ -102,10 +101,10 @@ pub fn run(context: &Context, inventory: &Inventory, application: &Application) 
                 let _ = tell.send((task.server.id(), Event::Ended(ended)));
             });
         }
-        for (source, path) in files {
+        for (source, path, settings) in files {
             let (tell, spool, interrupt) = (tell.clone(), &spool, &context.interrupt);
             scope.spawn(move || {
-                let ended = log_sqlite::run(spool, &source, path, Settings::default(), interrupt, &tell);
+                let ended = log_sqlite::run(spool, &source, path, settings, interrupt, &tell);
                 let _ = tell.send((source, Event::Ended(ended)));
             });
         }
@@ -127,14 +126,14 @@ pub fn run(context: &Context, inventory: &Inventory, application: &Application) 
     failed?.map_or(Ok(()), |failure| Err(failure.into())).and(kept.and(ended).map_err(Fault::from))
 }
 
-/// How often what came goes into the repository: as often as the most demanding of its servers wants.
+/// How often what came goes into the repository: as often as the most demanding of its databases wants.
 fn store_every(application: &Application) -> Duration {
-    const EVERY: Duration = Duration::from_secs(60);
-    let wanted = application.databases.iter().filter_map(|database| match database {
-        Database::Server(server) => Some(server.archive.store_every),
-        Database::Sqlite { .. } => None,
-    });
-    wanted.min().unwrap_or(EVERY)
+    let wanted = application.databases.iter().map(|database| database.archive().store_every);
+    wanted.min().unwrap_or(Archive::default().store_every)
+}
+
+fn settings(archive: &Archive) -> Settings {
+    Settings { segment: archive.segment, rotate: archive.rotate, ..Settings::default() }
 }
 
 /// Tells what changes until nobody is left who could; says when all sources have ended, and returns the first
@@ -186,7 +185,7 @@ impl Task {
             source: &mut source,
             sink: &mut writer,
             clock: &SystemClock,
-            settings: Settings { segment: archive.segment, rotate: archive.rotate, ..Settings::default() },
+            settings: settings(archive),
             cut: self.cut.clone(),
             random: &mut rand::random,
             stop: &|| self.interrupt.is_asked(),

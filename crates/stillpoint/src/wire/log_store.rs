@@ -23,9 +23,6 @@ use vault::{
 
 use super::{log::tail, run::Run};
 
-/// How long segments stay in the spool although the repository has them, for restores without reading it.
-const LOCAL: SignedDuration = SignedDuration::from_hours(48);
-
 /// The spool of an application.
 #[must_use]
 pub fn spool(run: &Run<'_>, application: &Application) -> Spool {
@@ -47,7 +44,9 @@ pub fn store(
     if !archive.spool.exists() {
         return Ok(Vec::new());
     }
-    keep::store(&mut archive, LOCAL, run.clock.now(), progress)
+    let window = application.settings.local_window;
+    let window = SignedDuration::try_from(window).unwrap_or(SignedDuration::MAX);
+    keep::store(&mut archive, window, run.clock.now(), progress)
 }
 
 fn archive<'a>(run: &Run<'_>, application: &Application, repository: &'a mut Repository) -> Archive<'a> {

@@ -45,7 +45,7 @@ pub fn request(
 ) -> Request {
     let directories = application.directories.iter().map(|directory| directory.path.clone());
     let databases = application.databases.iter().filter_map(|database| match database {
-        Database::Sqlite { path } => Some(path.clone()),
+        Database::Sqlite { path, .. } => Some(path.clone()),
         Database::Server(_) => None,
     });
     let mut keep_out: Vec<PathBuf> = directories.chain(databases).collect();

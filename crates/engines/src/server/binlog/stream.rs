@@ -208,7 +208,7 @@ fn dump(start: &Start, replica: u32) -> Result<Vec<u8>, Failure> {
         Failure::new(
             FailureKind::Refused,
             what,
-            "FLUSH BINARY LOGS on the server, and keep max_binlog_size below that",
+            "move the source's directory in logs/ away to begin anew, and keep transactions and max_binlog_size far below that",
         )
     })?;
     let mut packet = vec![COMMAND];

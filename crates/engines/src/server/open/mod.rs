@@ -29,6 +29,6 @@ pub use check::{Checked, PositionFound};
 pub use copy::{Placement, ServerCopy};
 pub use fresh::fresh;
 pub use links::{Relocated, relocate};
-pub use options::option_file;
+pub use options::{FENCE, option_file};
 pub use private::Private;
 pub use settle::{needs_settling, settle};

@@ -120,22 +120,35 @@ pub(super) fn libraries(record: &ServerRecord) -> Vec<&'static str> {
 /// # Errors
 /// If no option can hold the path.
 pub(super) fn fence(flavor: Flavor, run: &Path) -> Result<Vec<Opt>, Failure> {
+    let mut options = alone(flavor);
+    options.extend(apart(run)?);
+    Ok(options)
+}
+
+/// What keeps it from others.
+fn alone(flavor: Flavor) -> Vec<Opt> {
     let mut options = vec![
         flag("skip-networking"),
         flag("skip-log-bin"),
         flag("skip-slave-start"),
         opt("event-scheduler", "OFF"),
         opt("local-infile", "OFF"),
+    ];
+    if flavor == Flavor::MySql {
+        options.push(opt("mysqlx", "OFF"));
+    }
+    options
+}
+
+/// What keeps its files apart from those of other servers.
+fn apart(run: &Path) -> Result<Vec<Opt>, Failure> {
+    Ok(vec![
         opt("socket", text(&run.join("socket"))?),
         opt("pid-file", text(&run.join("pid"))?),
         opt("log-error", text(&run.join("error.log"))?),
         opt("tmpdir", text(run)?),
         opt("secure-file-priv", text(run)?),
-    ];
-    if flavor == Flavor::MySql {
-        options.push(opt("mysqlx", "OFF"));
-    }
-    Ok(options)
+    ])
 }
 
 /// Options as arguments.
@@ -149,14 +162,14 @@ pub(super) fn arguments(options: &[Opt]) -> Vec<String> {
         .collect()
 }
 
-/// The text of an option file with which `mariadbd --defaults-file=FILE` opens the copy where it lies, fenced.
-/// `run` is a directory for its socket and the like.
+/// The text of an option file with which `mariadbd --defaults-file=FILE` opens the copy where it lies, fenced. The fence is
+/// its last part, after [`FENCE`], so that a person can release the copy. `run` is a directory for its socket and the like.
 ///
 /// # Errors
 /// As of the options themselves.
 pub fn option_file(copy: &ServerCopy, run: &Path) -> Result<String, Failure> {
     let mut options = of_copy(copy, copy.placement())?;
-    options.extend(fence(copy.record().version.flavor, run)?);
+    options.extend(apart(run)?);
     if rustix::process::geteuid().is_root() {
         // A server that root starts becomes this account.
         options.push(opt("user", copy.owner()?.0.to_string()));
@@ -165,15 +178,21 @@ pub fn option_file(copy: &ServerCopy, run: &Path) -> Result<String, Failure> {
         "# Opens the copy of {} by itself: no network, no binary log, no replication, no events.\n[mysqld]\n",
         copy.record().source
     );
-    for (name, value) in options {
-        match value {
-            Some(value) => {
-                out.push_str(&format!("{name}=\"{}\"\n", value.replace('\\', "\\\\").replace('"', "\\\"")))
-            }
-            None => out.push_str(&format!("{name}\n")),
-        }
-    }
+    options.iter().for_each(|option| out.push_str(&line(option)));
+    out.push_str(FENCE);
+    alone(copy.record().version.flavor).iter().for_each(|option| out.push_str(&line(option)));
     Ok(out)
+}
+
+/// Where the fence begins in an option file.
+pub const FENCE: &str = "\n# The fence. Without the lines below the server is released: it listens on its port, replicates and runs events as\n\
+                         # the original did. Remove them when the original is no more, or has nothing to do with this one.\n";
+
+fn line((name, value): &Opt) -> String {
+    match value {
+        Some(value) => format!("{name}=\"{}\"\n", value.replace('\\', "\\\\").replace('"', "\\\"")),
+        None => format!("{name}\n"),
+    }
 }
 
 fn set<'a>(record: &'a ServerRecord, name: &str) -> Option<&'a str> {

@@ -40,6 +40,8 @@ pub struct Log {
     pub status: Option<LogStatus>,
     /// What else is damaged.
     pub damaged: Vec<String>,
+    /// What is damaged here or in the repository, and whole in the other.
+    pub healed: Vec<String>,
     whence: BTreeMap<(EpochId, u64), Whence>,
     local: Option<SourceLog>,
 }
@@ -57,6 +59,36 @@ impl<'a> Archive<'a> {
         let local = spool(run, application).catalogue(&tail)?;
         let stored = repository.log_catalogue().map_err(Failure::from)?;
         let stored = stored.map(|stored| stored.catalogue).unwrap_or_default();
+        let staging = staging(run, "logs")?;
+        Ok(Self { logs: together(&local, &stored), repository, staging })
+    }
+
+    /// The same, after every closed segment was read and compared with its SHA-256, here and in the repository.
+    ///
+    /// # Errors
+    /// If spool or repository cannot be read. What is damaged is in the logs.
+    pub fn read_whole(
+        run: &Run<'_>,
+        application: &Application,
+        repository: &'a mut Repository,
+    ) -> Result<Self, Failure> {
+        let spool = spool(run, application);
+        let mut local = spool.catalogue(&tail)?;
+        for wrong in spool.verify(&local, &mut |_| {})? {
+            damage(&mut local, &wrong.source, &wrong.epoch, wrong.number, wrong.what);
+        }
+        let stored = repository.log_catalogue().map_err(Failure::from)?;
+        let mut stored = stored.map(|stored| stored.catalogue).unwrap_or_default();
+        for log in stored.sources.clone() {
+            let damaged = |epoch: &Epoch, number| epoch.damaged.iter().any(|(wrong, _)| *wrong == number);
+            let sound = log.epochs.iter().flat_map(|epoch| {
+                epoch.segments.iter().filter(move |segment| !damaged(epoch, segment.number))
+            });
+            let sound: Vec<_> = sound.cloned().collect();
+            for wrong in repository.unproven_logs(&log.source, &sound).map_err(Failure::from)?.1 {
+                damage(&mut stored, &log.source, &wrong.epoch, wrong.number, wrong.what);
+            }
+        }
         let staging = staging(run, "logs")?;
         Ok(Self { logs: together(&local, &stored), repository, staging })
     }
@@ -116,6 +148,15 @@ impl<'a> Archive<'a> {
     }
 }
 
+/// Notes what was found of a segment, if that is not known.
+fn damage(catalogue: &mut Catalogue, source: &SourceId, epoch: &EpochId, number: u64, what: String) {
+    let log = catalogue.sources.iter_mut().find(|log| log.source == *source);
+    let epoch = log.and_then(|log| log.epochs.iter_mut().find(|it| it.record.epoch == *epoch));
+    if let Some(epoch) = epoch.filter(|epoch| epoch.damaged.iter().all(|(known, _)| *known != number)) {
+        epoch.damaged.push((number, what));
+    }
+}
+
 fn together(local: &Catalogue, stored: &Catalogue) -> Vec<Log> {
     let mut sources: Vec<(&SourceId, LogKind)> =
         local.sources.iter().chain(&stored.sources).map(|log| (&log.source, log.kind)).collect();
@@ -132,6 +173,7 @@ fn together(local: &Catalogue, stored: &Catalogue) -> Vec<Log> {
             epochs: Vec::new(),
             status: here.and_then(|log| log.status.clone()),
             damaged: Vec::new(),
+            healed: Vec::new(),
             whence: BTreeMap::new(),
             local: here.cloned(),
         };
@@ -140,6 +182,9 @@ fn together(local: &Catalogue, stored: &Catalogue) -> Vec<Log> {
         }
         for united in unite(&epochs(here), &epochs(there), &is_here) {
             let id = united.epoch.record.epoch.clone();
+            let told =
+                united.healed.iter().map(|(number, what)| format!("segment {number} of epoch {id} {what}"));
+            log.healed.extend(told);
             log.whence
                 .extend(united.whence.into_iter().map(|(number, whence)| ((id.clone(), number), whence)));
             log.epochs.push(united.epoch);
@@ -152,7 +197,7 @@ fn together(local: &Catalogue, stored: &Catalogue) -> Vec<Log> {
 /// All databases of an application.
 pub fn databases(application: &Application) -> impl Iterator<Item = SourceId> {
     application.databases.iter().map(|database| match database {
-        Database::Sqlite { path } => SourceId::new("sqlite", model::pathtext::show(path)),
+        Database::Sqlite { path, .. } => SourceId::new("sqlite", model::pathtext::show(path)),
         Database::Server(server) => server.id(),
     })
 }

@@ -95,6 +95,8 @@ fn settle_one(
         record.source
     ));
     lines.push(format!("then: mariadb --socket={}", pathtext::show(&runs.join("socket"))));
+    lines
+        .push(format!("it has no network, replication and events until the last part of {shown} is removed"));
     Ok(lines)
 }
 
