@@ -16,6 +16,7 @@
 //! may run beside us: `docs/CONCURRENCY.md`.
 
 mod blobs;
+mod carried;
 mod chunk;
 mod index;
 mod indexer;
@@ -42,13 +43,7 @@ pub(crate) use self::{
     node::{StoredKind, StoredNode},
     parent::{Base, Contents},
 };
-use self::{
-    chunk::Chunking,
-    indexer::IndexWriter,
-    pack::Sink,
-    trees::Trees,
-    work::{Board, carried},
-};
+use self::{carried::Carried, chunk::Chunking, indexer::IndexWriter, pack::Sink, trees::Trees, work::Board};
 use crate::repository::{
     backend::Backend,
     crypt::SecretKey,
@@ -70,7 +65,7 @@ const TREE_PACK: usize = 4 << 20;
 const REACH: usize = 1024;
 
 /// How many cores there are.
-fn cores() -> usize {
+pub(crate) fn cores() -> usize {
     thread::available_parallelism().map_or(2, NonZero::get)
 }
 
@@ -86,6 +81,7 @@ pub(crate) struct Archiver {
 struct Job<'a> {
     feed: &'a Feed,
     bases: &'a [Base],
+    carried: Carried,
     chunking: &'a Chunking,
     meter: &'a Meter,
     sink: Sink<'a>,
@@ -180,6 +176,7 @@ impl Archiver {
         Job {
             feed: pass.feed,
             bases: pass.bases,
+            carried: Carried::find(pass.feed, pass.bases),
             chunking: &self.chunking,
             meter: pass.meter,
             sink,
@@ -227,7 +224,7 @@ impl Job<'_> {
             }
             if entry.kind != Kind::File {
                 take(entry, &[])?;
-            } else if let Some(content) = carried(self, entry) {
+            } else if let Some(content) = self.carried.content(self.bases, place) {
                 self.meter.count(entry.meta.size.0);
                 take(entry, content)?;
             } else if let Some(content) = board.wait(self, place, &mut early)? {
