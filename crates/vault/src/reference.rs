@@ -262,7 +262,7 @@ pub(crate) fn keep(referencing: &Referencing, listed: Listed<'_>) -> Vec<Problem
 /// Takes one frozen copy into its new directory.
 fn take(keeper: &Keeper, frozen: &Frozen, content: String) -> io::Result<ReferenceFile> {
     let changed = || io::Error::other("it was changed since it was stored");
-    if stamp_of(&File::open(&frozen.copy)?)? != frozen.stamp {
+    if stamp_of(&File::open(&frozen.copy)?.metadata()?) != frozen.stamp {
         return Err(changed());
     }
     let copy = if keeper.has(&frozen.copy) {
@@ -274,7 +274,7 @@ fn take(keeper: &Keeper, frozen: &Frozen, content: String) -> io::Result<Referen
         name
     };
     // Being renamed is a change of the file, but of nothing in it.
-    let stamp = stamp_of(&File::open(&copy)?)?;
+    let stamp = stamp_of(&File::open(&copy)?.metadata()?);
     if (stamp.size, stamp.mtime, stamp.inode) != (frozen.stamp.size, frozen.stamp.mtime, frozen.stamp.inode) {
         return Err(changed());
     }

@@ -179,7 +179,9 @@ impl Carry {
             }
         };
         let file = frozen.file.as_ref().unwrap_or(file);
-        let Ok(stamp) = file.sync_all().and_then(|()| stamp_of(file)) else { return 0 };
+        let Ok(stamp) = file.sync_all().and_then(|()| file.metadata()).map(|meta| stamp_of(&meta)) else {
+            return 0;
+        };
         let older = self.older.get(&entry.path);
         let before = older.map(|older| Before::take(older, file, blob));
         let Ok((newer, space)) = look(file) else { return 0 };
@@ -238,7 +240,9 @@ impl Carry {
         for (_, entry) in feed.entries().filter(|(_, entry)| carried(entry)) {
             let Some(older) = self.older.get(&entry.path) else { continue };
             let stamp = entry.meta.stamp();
-            if bases.iter().find_map(|base| base.contents.get(&entry.path, &stamp)) == Some(&older.content) {
+            let mut bases = bases.iter().map(|base| &base.contents);
+            let content = bases.find_map(|contents| contents.content(contents.find(&entry.path, &stamp)?));
+            if content == Some(&older.content) {
                 self.carry_on(older);
             }
         }
@@ -318,7 +322,7 @@ pub(crate) fn recorded(file: &ReferenceFile) -> Stamp {
 }
 
 fn is_as_stored(copy: &File, file: &ReferenceFile) -> Result<(), String> {
-    match stamp_of(copy) {
+    match copy.metadata().map(|meta| stamp_of(&meta)) {
         Ok(stamp) if stamp == recorded(file) => Ok(()),
         Ok(_) => Err("it was changed since it was stored".into()),
         Err(error) => Err(unknown(error)),

@@ -17,6 +17,7 @@
 //! may run beside us: `docs/CONCURRENCY.md`.
 
 mod blobs;
+mod carried;
 mod carry;
 mod chunk;
 mod index;
@@ -50,13 +51,7 @@ pub(crate) use self::{
     node::{StoredKind, StoredNode},
     parent::{Base, Contents},
 };
-use self::{
-    chunk::Chunking,
-    indexer::IndexWriter,
-    pack::Sink,
-    trees::Trees,
-    work::{Board, carried},
-};
+use self::{carried::Carried, chunk::Chunking, indexer::IndexWriter, pack::Sink, trees::Trees, work::Board};
 use crate::repository::{
     backend::Backend,
     crypt::SecretKey,
@@ -78,7 +73,7 @@ const TREE_PACK: usize = 4 << 20;
 const REACH: usize = 1024;
 
 /// How many cores there are.
-fn cores() -> usize {
+pub(crate) fn cores() -> usize {
     thread::available_parallelism().map_or(2, NonZero::get)
 }
 
@@ -95,6 +90,7 @@ struct Job<'a> {
     feed: &'a Feed,
     bases: &'a [Base],
     carry: Option<&'a Carry>,
+    carried: Carried,
     chunking: &'a Chunking,
     meter: &'a Meter,
     sink: Sink<'a>,
@@ -194,6 +190,7 @@ impl Archiver {
             feed: pass.feed,
             bases: pass.bases,
             carry: pass.carry,
+            carried: Carried::find(pass.feed, pass.bases, pass.carry),
             chunking: &self.chunking,
             meter: pass.meter,
             sink,
@@ -241,7 +238,7 @@ impl Job<'_> {
             }
             if entry.kind != Kind::File {
                 take(entry, &[])?;
-            } else if let Some(content) = carried(self, entry) {
+            } else if let Some(content) = self.carried.content(self.bases, place) {
                 self.meter.count(entry.meta.size.0);
                 take(entry, content)?;
             } else if let Some(content) = board.wait(self, place, &mut early)? {

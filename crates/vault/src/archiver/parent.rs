@@ -65,11 +65,16 @@ impl Contents {
         self.sorted = true;
     }
 
-    /// The content of the file with this path and stamp.
-    pub(crate) fn get(&self, path: &Path, stamp: &Stamp) -> Option<&[Place]> {
+    /// The number of the file with this path and stamp.
+    pub(crate) fn find(&self, path: &Path, stamp: &Stamp) -> Option<usize> {
         debug_assert!(self.sorted || self.files.is_empty(), "sorted before it is asked");
         let key = key(path, stamp);
-        let file = self.files[self.files.binary_search_by_key(&key, |file| file.key).ok()?];
+        self.files.binary_search_by_key(&key, |file| file.key).ok()
+    }
+
+    /// The content of the file with this number.
+    pub(crate) fn content(&self, number: usize) -> Option<&[Place]> {
+        let file = self.files.get(number)?;
         self.places.get(file.from as usize..(file.from + file.blobs) as usize)
     }
 

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use model::entry::{Body, Entry, Kind};
+use model::entry::Kind;
 use rustic_core::repofile::BlobType;
 
 use super::{
@@ -229,15 +229,6 @@ fn run_from(job: &Job<'_>, from: usize) -> Range<usize> {
     from..to
 }
 
-/// The content of a file that is carried over from what is stored already.
-pub(crate) fn carried<'a>(job: &Job<'a>, entry: &Entry) -> Option<&'a [Place]> {
-    if entry.body != Body::Carried || job.carry.is_some_and(|carry| carry.is_to_be_proven(entry)) {
-        return None;
-    }
-    let stamp = entry.meta.stamp();
-    job.bases.iter().find_map(|base| base.contents.get(&entry.path, &stamp))
-}
-
 /// One worker: works until nothing is left, and returns what is left in its pack.
 pub(crate) fn work(job: &Job<'_>, board: &Board) -> Option<Sealed> {
     let _alarm = Alarm(board);
@@ -293,7 +284,7 @@ impl Worker<'_, '_> {
             if self.job.feed.is_stopped() {
                 return Ok(());
             }
-            if carried(self.job, entry).is_some() {
+            if self.job.carried.content(self.job.bases, place).is_some() {
                 continue;
             }
             let size = entry.meta.size.0;
@@ -319,10 +310,7 @@ impl Worker<'_, '_> {
 
     /// A file that is one blob.
     fn small(&mut self, place: usize, size: u64) -> Result<Vec<Place>, Trouble> {
-        let source = Source::open(self.job.feed, place)?;
-        self.buffer.resize(size as usize, 0);
-        source.read(&mut self.buffer, 0)?;
-        source.finish()?;
+        Source::read_whole(self.job.feed, place, &mut self.buffer)?;
         let end = self.buffer.len();
         let content = if end == 0 { Vec::new() } else { vec![self.store(0..end)?] };
         self.job.meter.count(size);

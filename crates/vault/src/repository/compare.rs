@@ -4,8 +4,10 @@
 
 use std::{
     cmp::Ordering,
+    ops::Range,
+    panic::resume_unwind,
     path::{Path, PathBuf},
-    vec,
+    thread, vec,
 };
 
 use model::{
@@ -15,7 +17,7 @@ use model::{
 };
 
 use super::{error::RepositoryError, node, source::Feed};
-use crate::archiver::{Blobs, Lost, Name, StoredKind, StoredNode};
+use crate::archiver::{Blobs, Lost, Name, StoredKind, StoredNode, cores};
 
 /// What the comparison found.
 #[derive(Debug, Default)]
@@ -32,12 +34,14 @@ pub(crate) struct Tally {
 pub(crate) struct Stored<'a> {
     blobs: Blobs<'a>,
     open: Vec<(PathBuf, vec::IntoIter<StoredNode>)>,
+    /// What comes before this path is left out, unread as far as it can be.
+    from: PathBuf,
 }
 
 impl<'a> Stored<'a> {
-    /// Begins at the root of a tree.
-    pub(crate) fn walk(blobs: Blobs<'a>, root: Name) -> Result<Self, RepositoryError> {
-        let mut walk = Self { blobs, open: Vec::new() };
+    /// Walks what comes at this path or after it.
+    fn walk(blobs: Blobs<'a>, root: Name, from: &Path) -> Result<Self, RepositoryError> {
+        let mut walk = Self { blobs, open: Vec::new(), from: from.to_owned() };
         walk.enter(PathBuf::from("/"), root)?;
         Ok(walk)
     }
@@ -60,14 +64,24 @@ impl Iterator for Stored<'_> {
                 continue;
             };
             let path = dir.join(node.file_name());
+            let is_before = tree_order(&path, &self.from).is_lt();
+            if is_before && !self.from.starts_with(&path) {
+                continue;
+            }
             let unreadable = match node.subtree {
                 Some(tree) => self.enter(path.clone(), tree).err(),
                 None => None,
             };
+            if is_before {
+                continue;
+            }
             return Some((path, node, unreadable));
         }
     }
 }
+
+/// Fewer entries than this are not worth another thread.
+const LEAST: usize = 4096;
 
 /// Compares a stored tree, as it is read back from its packs, with the feed it was stored from. `uncounted` is the
 /// cut record, which is ours and no file of the application.
@@ -77,9 +91,39 @@ pub(crate) fn compare(
     root: Name,
     uncounted: &Path,
 ) -> Result<Tally, RepositoryError> {
-    let mut stored = Stored::walk(blobs, root)?.peekable();
+    let step = feed.len().div_ceil(cores()).max(LEAST);
+    let parts = (0..feed.len().max(1)).step_by(step).map(|from| from..(from + step).min(feed.len()));
+    thread::scope(|scope| {
+        let threads: Vec<_> =
+            parts.map(|part| scope.spawn(move || compare_part(feed, part, blobs, root, uncounted))).collect();
+        let mut all = Tally::default();
+        for thread in threads {
+            let tally = thread.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+            all.files += tally.files;
+            all.bytes = all.bytes + tally.bytes;
+            all.problems.extend(tally.problems);
+        }
+        Ok(all)
+    })
+}
+
+/// Compares these places of a feed with what is stored from the first of them up to the next part's first.
+fn compare_part(
+    feed: &Feed,
+    part: Range<usize>,
+    blobs: Blobs<'_>,
+    root: Name,
+    uncounted: &Path,
+) -> Result<Tally, RepositoryError> {
+    let path = |place| feed.entry(place).map(|entry: &Entry| entry.path.as_path());
+    let first = if part.start == 0 { None } else { path(part.start) };
+    let end = path(part.end);
+    let is_in = |stored: &Path| end.is_none_or(|end| tree_order(stored, end).is_lt());
+    let stored = Stored::walk(blobs, root, first.unwrap_or(Path::new("/")))?;
+    let mut stored = stored.take_while(|(path, ..)| is_in(path)).peekable();
     let mut tally = Tally::default();
-    for (place, entry) in feed.entries().filter(|(_, e)| e.path.file_name().is_some()) {
+    let entries = part.filter_map(|place| Some((place, feed.entry(place)?)));
+    for (place, entry) in entries.filter(|(_, e)| e.path.file_name().is_some()) {
         while let Some((path, node, _)) = stored.next_if(|(path, ..)| tree_order(path, &entry.path).is_lt()) {
             tally.problems.extend(unasked(&path, &node));
         }

@@ -8,7 +8,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
+    fs::{File, Metadata},
     io::{self, IoSliceMut},
     num::NonZero,
     os::unix::fs::{FileExt, MetadataExt},
@@ -27,7 +27,7 @@ use model::{
 };
 use rustix::{
     fs::{Advice, Mode, OFlags},
-    io::{Errno, ReadWriteFlags},
+    io::{Errno, ReadWriteFlags, preadv2},
 };
 
 use super::node;
@@ -164,9 +164,11 @@ impl Inner {
         }
         let stamp = entry.meta.stamp();
         let must_be_read = matches!(entry.body, Body::At(_) | Body::Inline(_));
-        let would_be_carried = node::is_smudged(Some(entry.meta.ctime))
-            || self.parents.iter().any(|known| known.has(&entry.path, &stamp));
-        if !stamp.is_settled_at(self.manifest.taken_at) || (must_be_read && would_be_carried) {
+        let would_be_carried = || {
+            node::is_smudged(Some(entry.meta.ctime))
+                || self.parents.iter().any(|known| known.has(&entry.path, &stamp))
+        };
+        if !stamp.is_settled_at(self.manifest.taken_at) || (must_be_read && would_be_carried()) {
             node::smudged(self.manifest.taken_at)
         } else {
             entry.meta.ctime
@@ -200,14 +202,14 @@ impl Content {
             Body::Inline(_) => Ok(Self::Inline),
             Body::Nothing => Err(Fault { what: "no content was pinned for it".into(), remedy: "" }),
             Body::At(pinned) => {
-                let file = open(pinned).map_err(|error| {
+                let (file, _) = open(pinned).map_err(|error| {
                     let remedy = "see that nothing removes the pinned copies while a backup runs";
                     Fault { what: format!("its pinned copy cannot be read: {error}"), remedy }
                 })?;
                 Ok(Self::Pinned(file))
             }
             Body::Carried => {
-                let file = open(&entry.path).map_err(|error| Fault {
+                let (file, now) = open(&entry.path).map_err(|error| Fault {
                     what: format!("cannot be read: {error}"),
                     remedy: match error.kind() {
                         io::ErrorKind::PermissionDenied => "run as a user who may read it, or exclude it",
@@ -215,7 +217,7 @@ impl Content {
                     },
                 })?;
                 let stamp = entry.meta.stamp();
-                if stamp_of(&file).ok() != Some(stamp) {
+                if stamp_of(&now) != stamp {
                     return Err(changed("before it was read"));
                 }
                 Ok(Self::Live(file, stamp))
@@ -230,7 +232,7 @@ fn changed(when: &str) -> Fault {
 
 /// Opens a regular file without following a link at its end, waiting for a pipe, or touching its time of
 /// access where we may.
-fn open(path: &Path) -> io::Result<File> {
+fn open(path: &Path) -> io::Result<(File, Metadata)> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file: File = rustix::fs::open(path, flags | OFlags::NOATIME, Mode::empty())
         .or_else(|error| match error {
@@ -238,11 +240,8 @@ fn open(path: &Path) -> io::Result<File> {
             other => Err(other),
         })?
         .into();
-    if file.metadata()?.is_file() {
-        Ok(file)
-    } else {
-        Err(io::Error::other("it is not a regular file any more"))
-    }
+    let now = file.metadata()?;
+    if now.is_file() { Ok((file, now)) } else { Err(io::Error::other("it is not a regular file any more")) }
 }
 
 /// Whether the first, the middle and the last page of a file are not in the page cache. `RWF_NOWAIT` (Linux 4.14) reads
@@ -251,25 +250,21 @@ fn is_cold(file: &File, size: u64) -> bool {
     let Some(last) = size.checked_sub(1) else { return false };
     let is_absent = |at: u64| {
         let mut byte = [0];
-        let got = rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT);
+        let got = preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT);
         got == Err(Errno::AGAIN)
     };
     is_absent(0) && (size <= PAGE || (is_absent(last / 2) && is_absent(last)))
 }
 
 /// What tells this content of a file from another.
-///
-/// # Errors
-/// What the filesystem says.
-pub(crate) fn stamp_of(file: &File) -> io::Result<Stamp> {
-    let meta = file.metadata()?;
+pub(crate) fn stamp_of(meta: &Metadata) -> Stamp {
     let nanos = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
-    Ok(Stamp {
+    Stamp {
         size: Bytes(meta.len()),
         mtime: nanos(meta.mtime(), meta.mtime_nsec()),
         ctime: nanos(meta.ctime(), meta.ctime_nsec()),
         inode: meta.ino(),
-    })
+    }
 }
 
 impl Source {
@@ -278,17 +273,51 @@ impl Source {
     /// # Errors
     /// If it cannot be opened, or is a live file that changed.
     pub(crate) fn open(feed: &Feed, place: usize) -> Result<Self, Fault> {
+        let mut source = Self::opened(feed, place)?;
+        source.cold = source.is_cold();
+        Ok(source)
+    }
+
+    fn opened(feed: &Feed, place: usize) -> Result<Self, Fault> {
         let missing = || Fault { what: "it is not in the manifest".into(), remedy: "" };
         let entry = feed.entry(place).ok_or_else(missing)?;
-        let mut source = Self {
-            feed: feed.clone(),
-            place,
-            content: Content::open(entry)?,
-            size: entry.meta.size,
-            cold: false,
-        };
-        source.cold = source.file().is_some_and(|file| is_cold(file, source.size.0));
-        Ok(source)
+        let (content, size) = (Content::open(entry)?, entry.meta.size);
+        Ok(Self { feed: feed.clone(), place, content, size, cold: false })
+    }
+
+    /// Reads the whole file at this place of a feed into the buffer. One that is in the page cache takes one system
+    /// call, which asks for a byte more than there should be.
+    ///
+    /// # Errors
+    /// If it cannot be opened or read, is a live file that changed, or has another length.
+    pub(crate) fn read_whole(feed: &Feed, place: usize, buffer: &mut Vec<u8>) -> Result<(), Fault> {
+        let mut source = Self::opened(feed, place)?;
+        let size = source.size.0 as usize;
+        buffer.resize(size + 1, 0);
+        if let Some(file) = source.file() {
+            let got = preadv2(file, &mut [IoSliceMut::new(buffer)], 0, ReadWriteFlags::NOWAIT);
+            if got == Ok(size) && source.is_as_before() {
+                buffer.truncate(size);
+                return Ok(());
+            }
+            source.cold = got == Err(Errno::AGAIN) && source.is_cold();
+        }
+        buffer.truncate(size);
+        source.read(buffer, 0)?;
+        source.finish()
+    }
+
+    fn is_cold(&self) -> bool {
+        self.file().is_some_and(|file| is_cold(file, self.size.0))
+    }
+
+    /// Whether a live file still has the stamp that it had when it was opened, and a pinned copy its length.
+    fn is_as_before(&self) -> bool {
+        match &self.content {
+            Content::Inline => true,
+            Content::Pinned(file) => file.metadata().is_ok_and(|now| now.len() == self.size.0),
+            Content::Live(file, stamp) => file.metadata().is_ok_and(|now| stamp_of(&now) == *stamp),
+        }
     }
 
     /// The pinned copy that it is read from, if it is.
@@ -348,9 +377,7 @@ impl Source {
             Err(error) => return Err(self.unreadable(&error, self.size.0)),
         }
         match &self.content {
-            Content::Live(file, stamp) if stamp_of(file).ok() != Some(*stamp) => {
-                Err(changed("while it was read"))
-            }
+            Content::Live(..) if !self.is_as_before() => Err(changed("while it was read")),
             _ => Ok(()),
         }
     }

@@ -239,7 +239,7 @@ impl TreePinner {
         let mut entries = Vec::new();
         census.each(&mut |_, _, entry| {
             let is_new = entry.kind == Kind::File
-                && self.table.get(&entry.path).is_some_and(|seen| seen.place == Place::Parent)
+                && self.table.place(&entry.path) == Some(Place::Parent)
                 && !known.has(&entry.path, &entry.meta.stamp());
             if is_new {
                 entries.push(entry);

@@ -348,7 +348,7 @@ impl<'a> Round<'a> {
 
     /// The copy of an earlier round that may be brought up to date in place.
     fn own_copy(&self, entry: &Entry) -> Option<u32> {
-        match self.pinner.table.get(&entry.path).map(|seen| seen.place) {
+        match self.pinner.table.place(&entry.path) {
             Some(Place::Staged { number, own: true }) => Some(number),
             _ => None,
         }

@@ -1,0 +1,71 @@
+//! Which files of a feed are carried over, found once for the whole pass.
+//!
+//! Crash story: memory only.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    thread,
+};
+
+use model::entry::{Body, Entry};
+
+use super::{Base, Carry, cores, index::Place};
+use crate::repository::source::Feed;
+
+/// A file that is not carried over.
+const NONE: u32 = u32::MAX;
+
+/// So many of the upper bits say which base has it; the others are its number there.
+const BASE_BITS: u32 = 2;
+
+/// So many entries are looked for at a time.
+const PART: usize = 4096;
+
+/// 4 bytes for each entry; nothing if there is nothing to carry over.
+pub(crate) struct Carried(Vec<u32>);
+
+impl Carried {
+    /// Looks for all files of a feed, by all cores.
+    pub(crate) fn find(feed: &Feed, bases: &[Base], carry: Option<&Carry>) -> Self {
+        if bases.iter().all(|base| base.known.is_empty()) {
+            return Self(Vec::new());
+        }
+        let mut found = vec![NONE; feed.len()];
+        let parts = Mutex::new(found.chunks_mut(PART).enumerate());
+        let work = || {
+            loop {
+                // Not in the loop's head: the lock would be held meanwhile.
+                let next = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((number, part)) = next else { break };
+                for (place, slot) in (number * PART..).zip(part) {
+                    *slot = feed.entry(place).and_then(|entry| look(bases, carry, entry)).unwrap_or(NONE);
+                }
+            }
+        };
+        thread::scope(|scope| {
+            (1..cores()).for_each(|_| drop(scope.spawn(work)));
+            work();
+        });
+        Self(found)
+    }
+
+    /// The content of the file at this place, if it is carried over.
+    pub(crate) fn content<'a>(&self, bases: &'a [Base], place: usize) -> Option<&'a [Place]> {
+        let found = self.0.get(place).copied().filter(|found| *found != NONE)?;
+        let base = bases.get((found >> (u32::BITS - BASE_BITS)) as usize)?;
+        base.contents.content((found & (u32::MAX >> BASE_BITS)) as usize)
+    }
+}
+
+fn look(bases: &[Base], carry: Option<&Carry>, entry: &Entry) -> Option<u32> {
+    if entry.body != Body::Carried || carry.is_some_and(|carry| carry.is_to_be_proven(entry)) {
+        return None;
+    }
+    let stamp = entry.meta.stamp();
+    let mut numbered = (0_u32..1 << BASE_BITS).zip(bases);
+    numbered.find_map(|(number, base)| {
+        let file = u32::try_from(base.contents.find(&entry.path, &stamp)?).ok()?;
+        let fits = file < u32::MAX >> BASE_BITS;
+        fits.then_some(number << (u32::BITS - BASE_BITS) | file)
+    })
+}
