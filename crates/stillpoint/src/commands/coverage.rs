@@ -2,6 +2,8 @@
 //!
 //! Crash story: reads only; the picture is written whole or not at all.
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
 use model::{
     coverage::{Coverage, Known, SourceCoverage, Tick},
@@ -9,6 +11,7 @@ use model::{
     inventory::Application,
     port::{Failure, FailureKind, Shelf},
     recovery::Base,
+    server::ServerForm,
 };
 use os::durable;
 
@@ -58,6 +61,7 @@ fn of(run: &Run<'_>, application: &Application) -> Result<Coverage, Failure> {
     let mut archive = Archive::read(run, application, &mut repository)?;
     let logs = std::mem::take(&mut archive.logs);
     let (mut bases, mut ticks): (Vec<Base>, Vec<Tick>) = (Vec::new(), Vec::new());
+    let mut forms: BTreeMap<SourceId, (Timestamp, ServerForm)> = BTreeMap::new();
     for backup in archive.repository().backups()? {
         let verdict = backup.record.as_ref().map(|record| record.verdict);
         ticks.push(Tick { backup: backup.id.clone(), time: backup.time, verdict });
@@ -65,6 +69,12 @@ fn of(run: &Run<'_>, application: &Application) -> Result<Coverage, Failure> {
             && let Some(cut) = archive.repository().cut_record(&backup.id).map_err(Failure::from)?
         {
             bases.extend(Base::of_backup(&backup.id, &cut));
+            for server in &cut.servers {
+                let newest = forms.entry(server.source.clone()).or_insert((backup.time, server.form));
+                if backup.time > newest.0 {
+                    *newest = (backup.time, server.form);
+                }
+            }
         }
     }
     let now = Timestamp::now();
@@ -72,7 +82,8 @@ fn of(run: &Run<'_>, application: &Application) -> Result<Coverage, Failure> {
     for Log { source, epochs, status, damaged, .. } in &logs {
         let mut mine: Vec<Base> = bases.iter().filter(|base| base.source == *source).cloned().collect();
         mine.extend(epochs.iter().filter_map(Base::of_epoch));
-        let known = Known { source, epochs, status: status.as_ref(), damaged };
+        let is_dump = forms.get(source).is_some_and(|(_, form)| *form == ServerForm::Dump);
+        let known = Known { source, epochs, status: status.as_ref(), damaged, is_dump };
         covered.push(SourceCoverage::new(&known, &mine, now));
     }
     let has_log = |source: &SourceId| logs.iter().any(|log| log.source == *source);
