@@ -4,6 +4,8 @@
 #![allow(clippy::print_stdout, reason = "this is a test runner")]
 
 mod sqlite_log_support;
+#[path = "sqlite_log_support/written.rs"]
+mod sqlite_log_written;
 mod sqlite_support;
 
 use std::{
@@ -23,6 +25,7 @@ use sqlite_log_support::{
     Files, Process, at, captured, caught_up, checked, epochs, failures, helper, hole, last, make, noted,
     open, post, role,
 };
+use sqlite_log_written::Written;
 use sqlite_support::{Notebook, OfNotebook, freeze, ok, run, source};
 
 fn main() -> ExitCode {
@@ -107,6 +110,7 @@ fn every_moment() {
     let noted = noted(&place.logs);
     let (reached, end) = at(&all[0], Timestamp::MAX);
     assert_eq!(end, committed, "something is lost");
+    let written = Written::read(&all[0]);
     let generations = reached.place.unwrap().generation;
     println!(
         "{committed} transactions in {} records, {generations} logs begun anew, checkpoints {:?}",
@@ -115,9 +119,16 @@ fn every_moment() {
     assert!(generations > 2, "the log was hardly ever begun anew");
     let mut random = StdRng::seed_from_u64(seed);
     let end = captured(&all[0]).unwrap().1;
-    for _ in 0..number("STILLPOINT_LOG_MOMENTS", 10) {
-        let moment = nanoseconds(random.random_range(began.as_nanosecond()..=end.as_nanosecond()));
-        let (_, n) = at(&all[0], moment);
+    // The moments at which a commit was captured, and just after it, are where one too many or too few would be seen.
+    let captured = written.captured();
+    let mut moments: Vec<Timestamp> =
+        [0, 1].map(|later| nanoseconds(captured[random.random_range(0..captured.len())] + later)).to_vec();
+    moments.extend(
+        (2..number("STILLPOINT_LOG_MOMENTS", 10))
+            .map(|_| nanoseconds(random.random_range(began.as_nanosecond()..=end.as_nanosecond()))),
+    );
+    for moment in moments {
+        let n = written.is_equal_at(&all[0], moment);
         let lag = SignedDuration::from_millis(number("STILLPOINT_LOG_LAG_MS", 5000).try_into().unwrap());
         let settled = (moment - lag).as_nanosecond();
         for (id, before, after) in &noted.commits {

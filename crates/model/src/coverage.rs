@@ -116,6 +116,8 @@ pub struct Known<'a> {
     pub status: Option<&'a LogStatus>,
     /// What else was found to be damaged.
     pub damaged: &'a [String],
+    /// The newest backup has a dump of it.
+    pub is_dump: bool,
 }
 
 /// The moments that can be restored from these runs.
@@ -164,7 +166,11 @@ impl SourceCoverage {
             restorable.push(interval);
         }
         let mut problems = troubles(known, now);
-        if let (Some((_, what)), false) = (detail, found.is_empty()) {
+        if known.is_dump {
+            let what = "the newest backup has it as a dump, onto which no log can be replayed: only its instant can be \
+                        restored";
+            problems.push(what.to_owned());
+        } else if let (Some((_, what)), false) = (detail, found.is_empty()) {
             problems.push(format!("no copy lies on its log since this: {what}; make a backup"));
         } else if restorable.is_empty() {
             problems

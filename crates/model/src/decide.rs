@@ -50,6 +50,7 @@ pub fn decide(inventory: &Inventory, application: &Application, facts: &Facts) -
     for database in &application.databases {
         plan_database(inventory, database, facts, &mut plan);
     }
+    moments(application, &mut plan);
     processes(application, facts, &mut plan);
     for directory in &application.directories {
         plan_directory(inventory, application, directory, facts, &mut plan);
@@ -121,6 +122,28 @@ fn processes(application: &Application, facts: &Facts, plan: &mut CutPlan) {
             format!("no process of {whom} runs, so none is held"),
             "correct [application.process] in the inventory if the application does run",
         )),
+    }
+}
+
+/// What cannot be brought to a moment between backups, where that is wanted.
+fn moments(application: &Application, plan: &mut CutPlan) {
+    if application.settings.point_in_time.is_none() {
+        return;
+    }
+    for pin in &plan.pins {
+        let why = match &pin.method {
+            PinMethod::ServerDump(_) => "it is stored as a dump, onto which no log can be replayed",
+            PinMethod::SqliteReflink(found) | PinMethod::SqlitePages(found)
+                if found.journal == JournalMode::Rollback =>
+            {
+                "it has no write-ahead log; PRAGMA journal_mode=WAL gives it one, for good"
+            }
+            _ => continue,
+        };
+        plan.notes.push(format!(
+            "{}: point_in_time is set, but only the instants of backups can be restored: {why}",
+            pin.source
+        ));
     }
 }
 

@@ -22,10 +22,9 @@ use std::{
 use common::{
     Site, count,
     log::{self, BinlogTail, end},
-    seed, start, write_private,
+    seed, write_private,
 };
-use engines::server::binlog::{MAGIC, Transactions, whole};
-use jiff::Timestamp;
+use engines::server::binlog::{MAGIC, Transactions};
 use model::{
     id::SourceId,
     logs::{Beginning, Epoch, HoleCause, LogKind, LogPlace, LogStatus},

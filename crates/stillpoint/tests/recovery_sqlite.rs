@@ -5,7 +5,7 @@ mod common;
 
 use std::{fs, path::Path};
 
-use common::{Site, below, make_guestbook};
+use common::{Site, below, log, make_guestbook};
 use jiff::{SignedDuration, Timestamp};
 use model::{
     id::{EpochId, SourceId},
@@ -16,10 +16,13 @@ use model::{
 };
 use rusqlite::Connection;
 use sha2::{Digest, Sha256};
-use vault::logs::{Added, Spool, Tail, Writer};
+use vault::logs::{Added, Tail, Writer};
 
-/// How many commits follow the base, two in each segment.
-const COMMITS: u64 = 6;
+/// When the commits that follow the base were captured, in seconds after it, two in each segment: the clock was set back before
+/// the fifth.
+const CAPTURED: [i64; 6] = [10, 20, 30, 40, 25, 60];
+/// The archive was at the end of the log then.
+const END: i64 = 70;
 
 struct NoTail;
 
@@ -95,7 +98,7 @@ fn a_database_comes_back_as_of_every_commit_with_the_files_of_the_backup_before(
     site.run(["backup"]).expect_status(0);
 
     let source = SourceId::new("sqlite", site.database().display());
-    let spool = Spool::open(&site.repository().with_file_name("logs"));
+    let spool = log::spool(&site);
     let mut writer = spool.writer(&source, LogKind::SqliteWal, Box::new(NoTail)).unwrap();
     let begun = Timestamp::now();
     let epoch = EpochRecord {
@@ -111,28 +114,24 @@ fn a_database_comes_back_as_of_every_commit_with_the_files_of_the_backup_before(
         has_base: true,
     };
     writer.begin_epoch_with(epoch.clone(), |dir| fs::write(dir.join("base.db"), &base)).unwrap();
-    let time = |commit: u64| begun + SignedDuration::from_secs(10 * i64::try_from(commit).unwrap());
-    for commit in 1..=COMMITS {
+    let at = |seconds: i64| begun + SignedDuration::from_secs(seconds);
+    for (commit, captured) in (1u64..).zip(CAPTURED.map(at)) {
         if commit % 2 == 1 {
-            begin(&mut writer, commit - 1, time(commit));
+            begin(&mut writer, commit - 1, captured);
         }
         let database = with_row(&site.database(), &format!("commit {commit}"));
         let to = LogPlace::SqliteWal(place(commit));
-        let added = Added::Whole {
-            to,
-            transactions: 1,
-            commits: Some(Span { first: time(commit), last: time(commit) }),
-        };
-        writer.append(&record(&database, time(commit), commit), &added).unwrap();
+        let added = Added::Whole { to, transactions: 1, commits: Some(Span::at(captured)) };
+        writer.append(&record(&database, captured, commit), &added).unwrap();
         writer.sync(None).unwrap();
     }
     writer.close_segment().unwrap();
     let status = LogStatus {
         version: LOGS_VERSION,
-        source,
+        source: source.clone(),
         epoch: epoch.epoch.clone(),
-        place: LogPlace::SqliteWal(place(COMMITS)),
-        caught_up_at: Some(time(COMMITS + 1)),
+        place: LogPlace::SqliteWal(place(CAPTURED.len() as u64)),
+        caught_up_at: Some(at(END)),
         at: Timestamp::now(),
         started_at: begun,
         lag_s: 0.0,
@@ -144,39 +143,49 @@ fn a_database_comes_back_as_of_every_commit_with_the_files_of_the_backup_before(
     drop(writer);
     site.run(["coverage"]).expect_status(0);
 
-    for commit in 1..=COMMITS + 1 {
-        let to = site.root().join(format!("back-{commit}"));
-        let moment = time(commit).to_string();
-        let ran = site.run(["restore", "guestbook", "--at", &moment, "--to", to.to_str().unwrap()]);
+    // All before the first, in the order of the log, that was captured then or later.
+    let expected = |moment: i64| -> Vec<String> {
+        let before = CAPTURED.iter().position(|one| *one >= moment).unwrap_or(CAPTURED.len());
+        std::iter::once("base".to_owned()).chain((1..=before).map(|n| format!("commit {n}"))).collect()
+    };
+    let restored = |moment: i64| {
+        let to = site.root().join(format!("back-{moment}"));
+        let time = at(moment).to_string();
+        let ran = site.run(["restore", "guestbook", "--at", &time, "--to", to.to_str().unwrap()]);
         ran.expect_status(0).expect_text("files come from backup");
-        let expected: Vec<String> = std::iter::once("base".to_owned())
-            .chain((1..commit).map(|one| format!("commit {one}")))
-            .collect();
-        assert_eq!(rows(&below(&to, &site.database())), expected, "{moment}");
+        assert_eq!(rows(&below(&to, &site.database())), expected(moment), "{moment}");
         assert_eq!(fs::read_to_string(below(&to, &site.uploads()).join("file")).unwrap(), "as in the backup");
-    }
+    };
+    assert_eq!((expected(30).len(), expected(41).len(), expected(END).len()), (3, 6, 7));
+    restored(41);
+
+    // Behind the end of the archive nothing is known.
+    let never = site.root().join("never");
+    let refused = |moment: i64, why: &str| {
+        let time = at(moment).to_string();
+        let ran = site.run(["restore", "guestbook", "--at", &time, "--to", never.to_str().unwrap()]);
+        ran.expect_status(1).expect_text(why);
+        assert!(!never.exists());
+    };
+    refused(END + 1, "does not reach so far");
+    // A segment that is gone is a hole.
+    let segment = spool.epoch_dir(&source, &epoch.epoch).join("00000002.seg");
+    let kept = site.root().join("kept");
+    fs::rename(&segment, &kept).unwrap();
+    site.run(["coverage"]).expect_status(1).expect_text("is missing");
+    refused(60, "segment 2");
+    fs::rename(&kept, &segment).unwrap();
+
+    // A backup stores the archive, base and all: then everything comes from the repository.
+    site.run(["backup"]).expect_status(0);
+    fs::remove_dir_all(log::logs(&site)).unwrap();
+    restored(60);
 
     // In place, on what is beside.
     fs::write(site.uploads().join("file"), "spoilt").unwrap();
-    let moment = time(3).to_string();
+    let moment = at(30).to_string();
     site.run(["restore", "guestbook", "--at", &moment, "--in-place", "--yes"]).expect_status(0);
-    assert_eq!(rows(&site.database()), ["base", "commit 1", "commit 2"]);
+    assert_eq!(rows(&site.database()), expected(30));
     assert_eq!(fs::read_to_string(site.uploads().join("file")).unwrap(), "as in the backup");
     assert!(site.leftovers().is_empty(), "{:?}", site.leftovers());
-
-    // Behind the end of the archive nothing is known.
-    let late = (time(COMMITS + 1) + SignedDuration::from_secs(1)).to_string();
-    let to = site.root().join("never");
-    let refused = site.run(["restore", "guestbook", "--at", &late, "--to", to.to_str().unwrap()]);
-    refused.expect_status(1).expect_text("does not reach so far");
-    // A segment that is gone is a hole.
-    let segment = spool
-        .epoch_dir(&SourceId::new("sqlite", site.database().display()), &epoch.epoch)
-        .join("00000002.seg");
-    fs::remove_file(segment).unwrap();
-    site.run(["coverage"]).expect_status(1).expect_text("is missing");
-    let moment = time(6).to_string();
-    let refused = site.run(["restore", "guestbook", "--at", &moment, "--to", to.to_str().unwrap()]);
-    refused.expect_status(1).expect_text("segment 2");
-    assert!(!to.exists());
 }

@@ -4,7 +4,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Coverage, Hole, Interval, SourceCoverage, Tick};
+use super::{Coverage, Hole, Interval, Known, SourceCoverage, Tick};
 use crate::id::{AppName, BackupId, SourceId};
 
 fn at(seconds: i64) -> Timestamp {
@@ -58,4 +58,12 @@ fn a_hole_before_the_wanted_window_is_shown_and_is_no_problem() {
     assert_eq!((one.holes.len(), one.problems.len()), (1, 0));
     let none = coverage(Vec::new(), Some(500));
     assert!(none.problems.is_empty() && none.whole.is_empty());
+}
+
+#[test]
+fn a_log_of_which_backups_have_dumps_only_is_told_with_the_reason() {
+    let source = SourceId::new("mariadb", "/run/x.sock");
+    let known = |is_dump| Known { source: &source, epochs: &[], status: None, damaged: &[], is_dump };
+    let told = |is_dump| SourceCoverage::new(&known(is_dump), &[], at(0)).problems.pop().unwrap();
+    assert!(told(true).contains("as a dump") && told(false).contains("make a backup"), "{}", told(true));
 }

@@ -147,6 +147,16 @@ fn the_pin_follows_from_filesystem_and_journal() {
     assert!(matches!(plan_of_plain.pins[0].method, PinMethod::SqliteTransaction(_)));
     assert!(matches!(plan_of_plain.pins[1].method, PinMethod::SqlitePages(_)));
 
+    let mut wanted = inventory();
+    let note = |plan: &CutPlan| plan.notes.iter().filter(|note| note.contains("point_in_time")).count();
+    assert_eq!(note(&plan_of_plain), 0);
+    wanted.applications[0].settings.point_in_time = Some(std::time::Duration::from_secs(86_400));
+    assert_eq!(
+        note(&decide(&wanted, &wanted.applications[0], &facts)),
+        1,
+        "the one without a write-ahead log"
+    );
+
     let mut facts = cloning();
     facts.directories[1].subvolume = true;
     let plan_of_clones = plan(&facts);

@@ -10,7 +10,7 @@ use crate::{
     gtid::GtidState,
     logs::{Epoch, LogPlace::Binlog},
     record::CutRecord,
-    server::Flavor,
+    server::{Flavor, ServerForm},
 };
 
 /// A whole copy of one database, and where in its log it stands.
@@ -41,7 +41,7 @@ pub enum BaseFrom {
 }
 
 impl Base {
-    /// The bases that a backup has for its servers.
+    /// The bases that a backup has for its servers: not their dumps, onto which no log can be replayed.
     #[must_use]
     pub fn of_backup(backup: &BackupId, cut: &CutRecord) -> Vec<Self> {
         let of = |server: &crate::server::ServerRecord| {
@@ -60,7 +60,7 @@ impl Base {
                 gtid_state: gtids.clone().or_else(|| position.gtid.clone()),
             })
         };
-        cut.servers.iter().filter_map(of).collect()
+        cut.servers.iter().filter(|server| server.form != ServerForm::Dump).filter_map(of).collect()
     }
 
     /// The base with which an epoch begins, if it has one.

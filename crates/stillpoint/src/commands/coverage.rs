@@ -2,6 +2,8 @@
 //!
 //! Crash story: reads only; the picture is written whole or not at all.
 
+use std::collections::BTreeMap;
+
 use engines::sqlite;
 use jiff::{SignedDuration, Timestamp};
 use model::{
@@ -10,6 +12,7 @@ use model::{
     inventory::{Application, Database},
     port::{Failure, FailureKind, Shelf},
     recovery::Base,
+    server::ServerForm,
 };
 use os::durable;
 
@@ -62,6 +65,7 @@ fn of(run: &Run<'_>, application: &Application, verify: bool) -> Result<Coverage
     };
     let logs = std::mem::take(&mut archive.logs);
     let (mut bases, mut ticks): (Vec<Base>, Vec<Tick>) = (Vec::new(), Vec::new());
+    let mut forms: BTreeMap<SourceId, (Timestamp, ServerForm)> = BTreeMap::new();
     for backup in archive.repository().backups()? {
         let verdict = backup.record.as_ref().map(|record| record.verdict);
         ticks.push(Tick { backup: backup.id.clone(), time: backup.time, verdict });
@@ -69,6 +73,12 @@ fn of(run: &Run<'_>, application: &Application, verify: bool) -> Result<Coverage
             && let Some(cut) = archive.repository().cut_record(&backup.id).map_err(Failure::from)?
         {
             bases.extend(Base::of_backup(&backup.id, &cut));
+            for server in &cut.servers {
+                let newest = forms.entry(server.source.clone()).or_insert((backup.time, server.form));
+                if backup.time > newest.0 {
+                    *newest = (backup.time, server.form);
+                }
+            }
         }
     }
     let now = Timestamp::now();
@@ -76,7 +86,8 @@ fn of(run: &Run<'_>, application: &Application, verify: bool) -> Result<Coverage
     for Log { source, epochs, status, damaged, .. } in &logs {
         let mut mine: Vec<Base> = bases.iter().filter(|base| base.source == *source).cloned().collect();
         mine.extend(epochs.iter().filter_map(Base::of_epoch));
-        let known = Known { source, epochs, status: status.as_ref(), damaged };
+        let is_dump = forms.get(source).is_some_and(|(_, form)| *form == ServerForm::Dump);
+        let known = Known { source, epochs, status: status.as_ref(), damaged, is_dump };
         covered.push(SourceCoverage::new(&known, &mine, now));
     }
     let healed = |log: &Log| {

@@ -82,7 +82,7 @@ pub fn plan(
     let mut backups = archive.repository().backups()?;
     backups.sort_by_key(|backup| std::cmp::Reverse(backup.time));
     let mut tried: Vec<Base> = Vec::new();
-    let mut first: Option<Failure> = None;
+    let (mut first, mut dump): (Option<Failure>, Option<Failure>) = (None, None);
     for backup in &backups {
         let Some(cut) = archive.repository().cut_record(&backup.id).map_err(Failure::from)? else { continue };
         let bases = Base::of_backup(&backup.id, &cut);
@@ -95,8 +95,13 @@ pub fn plan(
             Ok(databases) => return Ok(Some(planned(application, goal, backup, databases))),
             Err(Stopped::Gap(_)) if first.is_some() => {}
             Err(Stopped::Gap(gap)) => first = Some(refused(&gap)),
+            Err(Stopped::Dump(failure)) => dump = dump.or(Some(failure)),
             Err(Stopped::Failed(failure)) => return Err(failure),
         }
+    }
+    // An older one may have been of files.
+    if let Some(failure) = dump {
+        return Err(failure);
     }
     // With all copies at hand the nearest moments can be named.
     for log in &logs {
@@ -117,6 +122,8 @@ pub fn plan(
 
 enum Stopped {
     Gap(Box<Gap>),
+    /// The backup has a dump.
+    Dump(Failure),
     Failed(Failure),
 }
 
@@ -147,7 +154,7 @@ fn with_backup(
         if form == Some(ServerForm::Dump) {
             let what = format!("{} is stored as a dump, onto which no log can be replayed", log.source);
             let remedy = "back it up as a whole server, or restore a backup with --backup";
-            return Err(Stopped::Failed(Failure::new(FailureKind::Refused, what, remedy)));
+            return Err(Stopped::Dump(Failure::new(FailureKind::Refused, what, remedy)));
         }
         let of: Vec<Base> = bases.iter().filter(|base| base.source == log.source).cloned().collect();
         let found = one(archive, log, &of, &goal)?;

@@ -18,8 +18,8 @@ use super::{
     page,
 };
 
-/// Several files of log.
-const LOG_FILE: u64 = 100_000_000;
+/// So many files of log.
+const LOG_FILES: u64 = 4;
 /// What is replayed once nothing has to survive a crash before the end.
 const NOT_FLUSHED: &str = "--innodb-flush-log-at-trx-commit=0";
 
@@ -100,7 +100,7 @@ struct Scene {
 
 impl Scene {
     fn new(options: &Options, all: &Path, bytes: u64) -> Self {
-        let size = format!("--max-binlog-size={LOG_FILE}");
+        let size = format!("--max-binlog-size={}", options.megabytes * 1_000_000 / LOG_FILES);
         // Only to make the logs sooner.
         let mut bench = Bench::new(options, all, bytes, &[&size, NOT_FLUSHED]);
         bench.server.run(["FLUSH BINARY LOGS"]);
