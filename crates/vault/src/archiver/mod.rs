@@ -34,6 +34,12 @@ use std::{collections::HashMap, num::NonZero, thread};
 use model::entry::{Entry, Kind};
 use rustic_core::repofile::{BlobType, ConfigFile};
 
+#[cfg(test)]
+pub(crate) use self::{
+    index::Standing,
+    indexer::IndexContent,
+    pack::{parse_header, read_header},
+};
 pub(crate) use self::{
     blobs::Blobs,
     index::{Index, Lost, Place, Spot},
