@@ -21,6 +21,7 @@ mod attributes;
 mod beside;
 mod direct;
 mod old;
+mod reached;
 mod survey;
 mod swap;
 mod verify;

@@ -158,7 +158,7 @@ fn what_was_committed_before_the_interrupt_is_in_the_repository() {
     assert_eq!(signed(&to), (0..120).collect::<Vec<_>>());
 
     // A segment, closed because of its age, whose bytes have changed and not its size.
-    let closed = epochs(&dir)[0].join("00000001.seg");
+    let closed = epochs(&spool(&site).source_dir(&source))[0].join("00000001.seg");
     let mut bytes = fs::read(&closed).unwrap();
     bytes[1000] ^= 1;
     fs::write(&closed, bytes).unwrap();

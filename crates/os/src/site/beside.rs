@@ -4,12 +4,12 @@
 //! what cannot be removed stays in the journal for `thaw` or the next run.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     fs::File,
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
 use model::{
@@ -26,6 +26,7 @@ use rustix::fs::{AtFlags, FileType, Mode};
 use super::{
     attributes::{Place, Setter, forget_inherited, open_dir},
     direct::Buffers,
+    reached::Reached,
     swap::{self, SwapError, exists},
     verify,
     write::{NewFile, Ways, WrittenFile, cannot},
@@ -49,14 +50,8 @@ pub(super) struct LocalBeside<'a> {
     setter: Setter,
     buffers: Buffers,
     areas: BTreeMap<PathBuf, Area>,
-    reached: Mutex<VecDeque<Reached>>,
+    reached: Reached,
 }
-
-/// A directory that something was written in, by its part and its path in the backup.
-type Reached = (usize, PathBuf, Arc<OwnedFd>);
-
-/// So many such directories are kept open: files are written directory by directory, by a few threads.
-const REACHED: usize = 32;
 
 impl<'a> LocalBeside<'a> {
     /// Makes the staging directories.
@@ -73,7 +68,7 @@ impl<'a> LocalBeside<'a> {
             setter: Setter::new(plan.privileged),
             buffers: Buffers::default(),
             areas: BTreeMap::new(),
-            reached: Mutex::default(),
+            reached: Reached::default(),
         };
         let dirs = plan.parts.iter().map(|p| &p.beside).chain(plan.drops.iter().map(|d| &d.beside));
         for dir in dirs {
@@ -124,27 +119,9 @@ impl<'a> LocalBeside<'a> {
         if path == self.plan.parts[part].from {
             return Place::below(&area.dir, &self.relative(part, path)).map_err(fail);
         }
-        let is_it = |known: &&Reached| known.0 == part && known.1 == above;
-        let known = self.reached().iter().find(is_it).map(|known| Arc::clone(&known.2));
-        let dir = match known {
-            Some(dir) => dir,
-            None => self.reach(part, above, area).map_err(fail)?,
-        };
+        let open = || open_dir(&area.dir, &self.relative(part, above));
+        let dir = self.reached.get(part, above, open).map_err(fail)?;
         Ok(Place { dir, name: name.to_owned() })
-    }
-
-    fn reach(&self, part: usize, above: &Path, area: &Area) -> io::Result<Arc<OwnedFd>> {
-        let dir = Arc::new(open_dir(&area.dir, &self.relative(part, above))?);
-        let mut reached = self.reached();
-        if reached.len() >= REACHED {
-            reached.pop_back();
-        }
-        reached.push_front((part, above.to_owned(), Arc::clone(&dir)));
-        Ok(dir)
-    }
-
-    fn reached(&self) -> MutexGuard<'_, VecDeque<Reached>> {
-        self.reached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same as a path relative to the staging directory.

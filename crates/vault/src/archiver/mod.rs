@@ -52,6 +52,12 @@ pub(crate) use self::{
     parent::{Base, Contents},
 };
 use self::{carried::Carried, chunk::Chunking, indexer::IndexWriter, pack::Sink, trees::Trees, work::Board};
+#[cfg(test)]
+pub(crate) use self::{
+    index::Standing,
+    indexer::IndexContent,
+    pack::{parse_header, read_header},
+};
 use crate::repository::{
     backend::Backend,
     crypt::SecretKey,

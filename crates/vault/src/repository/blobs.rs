@@ -113,7 +113,7 @@ impl Repository {
 }
 
 impl Blobs {
-    fn new(index: Arc<Index>, backend: Arc<Backend>, key: SecretKey) -> Self {
+    pub(super) fn new(index: Arc<Index>, backend: Arc<Backend>, key: SecretKey) -> Self {
         Self { index, backend, key, open: Mutex::default(), idle: Mutex::default() }
     }
 
@@ -279,7 +279,7 @@ fn opened<'s>(
 }
 
 /// Unpacks what the index says is so large. Room is made only for what the packed bytes themselves promise, too.
-fn unpack(
+pub(super) fn unpack(
     packed: &[u8],
     raw: u32,
     plain: &mut Vec<u8>,

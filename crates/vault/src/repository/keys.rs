@@ -140,6 +140,10 @@ pub(crate) fn open(backend: &Backend, password: &Password) -> Result<(Id, Secret
     }
     match damaged.into_iter().next() {
         Some(error) => Err(error.into()),
+        None if files.is_empty() => {
+            let what = "it holds no key, and without one nothing can be decrypted".into();
+            Err(StorageError::Damaged { path: backend.dir().join(FileType::Key.dirname()), what }.into())
+        }
         None => Err(RepositoryError::WrongPassword { dir: backend.dir().into() }),
     }
 }

@@ -25,6 +25,8 @@ pub(crate) mod meter;
 pub(crate) mod node;
 mod open;
 mod password;
+#[cfg(test)]
+mod readers;
 mod record;
 mod restore;
 mod shelf;

@@ -191,6 +191,12 @@ impl Repository {
 
     /// rustic_core's view without the index.
     pub(crate) fn opened(&self) -> Result<rustic_core::Repository<rustic_core::OpenStatus>, RepositoryError> {
+        // rustic_core would not name the file.
+        let sealed = self.backend.read(FileType::Config, &Id::default())?;
+        self.locks.key.decrypt_file(&sealed).map_err(|error| StorageError::Damaged {
+            path: self.backend.path(FileType::Config, &Id::default()),
+            what: error.to_string(),
+        })?;
         let credentials = Credentials::Masterkey(library_key(&self.locks.key)?);
         library(&self.backend, &self.meter)?.open(&credentials).map_err(while_doing("opening the repository"))
     }

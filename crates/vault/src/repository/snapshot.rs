@@ -100,7 +100,7 @@ impl Repository {
 }
 
 /// An error with its cause.
-fn told(error: &RepositoryError) -> String {
+pub(super) fn told(error: &RepositoryError) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 

@@ -101,7 +101,7 @@ impl Repository {
         with_base: bool,
         into: &Path,
     ) -> Result<Vec<Unreadable>, RepositoryError> {
-        let shelf = self.log_shelf()?.ok_or_else(|| none(self.dir()))?;
+        let shelf = self.log_shelf()?.ok_or_else(|| self.no_logs())?;
         let mut wrong = Vec::new();
         for &number in numbers {
             match shelf.segment(source, epoch, number) {
@@ -126,7 +126,7 @@ impl Repository {
         source: &SourceId,
         segments: &[SegmentRecord],
     ) -> Result<(BackupId, Vec<Unproven>), RepositoryError> {
-        let shelf = self.log_shelf()?.ok_or_else(|| none(self.dir()))?;
+        let shelf = self.log_shelf()?.ok_or_else(|| self.no_logs())?;
         let unproven = |segment: &SegmentRecord| {
             let what = match shelf.segment(source, &segment.epoch, segment.number) {
                 Ok(bytes) if hex::encode(Sha256::digest(&bytes)) == segment.sha256 => return None,
@@ -158,6 +158,28 @@ impl Repository {
         let (files, lost) = walk(&index, newest.snapshot.tree);
         let snapshot = snapshot::backup_id(&newest.id)?;
         Ok(Some(Shelf { index, files, snapshot, record: newest.record, lost, _lock: lock }))
+    }
+}
+
+impl Repository {
+    /// That nothing is stored, or nothing that can be read.
+    fn no_logs(&self) -> RepositoryError {
+        let unreadable = self.snapshots().ok().and_then(|listed| {
+            let error = listed.into_iter().find_map(|listed| listed.snapshot.err())?;
+            Some(format!(", but a snapshot cannot be read, which may be its: {}", snapshot::told(&error)))
+        });
+        let remedy = match &unreadable {
+            Some(_) => "bring that file back from another tier; a log archive that still runs is stored anew",
+            None => "`stillpoint log` stores it every minute",
+        };
+        RepositoryError::Refused {
+            what: format!(
+                "no log archive is stored in {}{}",
+                pathtext::show(self.dir()),
+                unreadable.unwrap_or_default()
+            ),
+            remedy: remedy.into(),
+        }
     }
 }
 
@@ -319,11 +341,4 @@ fn create(path: &Path) -> std::io::Result<std::fs::File> {
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), RepositoryError> {
     os::durable::replace(path, bytes, 0o600).map_err(|source| StorageError::write(path, source).into())
-}
-
-fn none(dir: &Path) -> RepositoryError {
-    RepositoryError::Refused {
-        what: format!("no log archive is stored in {}", pathtext::show(dir)),
-        remedy: "`stillpoint log` stores it every minute".into(),
-    }
 }

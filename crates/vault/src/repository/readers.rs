@@ -1,0 +1,317 @@
+//! Whatever bytes stand in a repository, reading them neither panics nor makes room for what they only claim:
+//! arbitrary bytes, and what is valid but for a few changes. `STILLPOINT_CASES` says how many of each are tried.
+//!
+//! Crash story: this is a test; it works in temporary directories.
+
+use std::{fs, sync::Arc};
+
+use model::record::{BackupRecord, CutRecord};
+use proptest::{
+    collection::vec,
+    prelude::{Just, Strategy, any, prop_oneof},
+    sample::Index as Which,
+    test_runner::{Config, TestRunner},
+};
+use rustic_core::{
+    FileType,
+    repofile::{BlobType, Node, SnapshotFile},
+};
+use zstd::bulk::Decompressor;
+
+use super::{
+    backend::Backend,
+    blobs::{Blobs, Unread, unpack},
+    crypt::SecretKey,
+    disk::RealDisk,
+    snapshot, tree,
+};
+use crate::archiver::{Index, IndexContent, Name, Spot, Standing, parse_header, read_header};
+
+const CASES: u32 = 300;
+
+fn runner() -> TestRunner {
+    let cases = std::env::var("STILLPOINT_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(CASES);
+    TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() })
+}
+
+/// A change to valid bytes.
+#[derive(Debug, Clone)]
+enum Change {
+    Flip(Which, u8),
+    Cut(Which),
+    Drop(Which, Which),
+    Insert(Which, Vec<u8>),
+    Twice(Which, Which),
+}
+
+/// What a number, a string or a bracket may become.
+const WORDS: [&[u8]; 10] = [
+    b"null",
+    b"-1",
+    b"4294967295",
+    b"4294967296",
+    b"1e999",
+    b"\"\"",
+    b"[[[[",
+    b"{\"a\":",
+    b"\\ud800",
+    b"\xff\x00",
+];
+
+fn change() -> impl Strategy<Value = Change> {
+    let word =
+        prop_oneof![any::<Which>().prop_map(|which| which.get(&WORDS).to_vec()), vec(any::<u8>(), 0..6)];
+    prop_oneof![
+        (any::<Which>(), any::<u8>()).prop_map(|(at, bits)| Change::Flip(at, bits)),
+        any::<Which>().prop_map(Change::Cut),
+        any::<(Which, Which)>().prop_map(|(from, to)| Change::Drop(from, to)),
+        (any::<Which>(), word).prop_map(|(at, bytes)| Change::Insert(at, bytes)),
+        any::<(Which, Which)>().prop_map(|(from, to)| Change::Twice(from, to)),
+    ]
+}
+
+fn changed(sample: &[u8], changes: &[Change]) -> Vec<u8> {
+    let mut bytes = sample.to_vec();
+    for change in changes {
+        let at = |which: &Which| which.index(bytes.len() + 1);
+        match change {
+            Change::Flip(which, bits) => {
+                let at = at(which);
+                bytes.get_mut(at).into_iter().for_each(|byte| *byte ^= bits);
+            }
+            Change::Cut(which) => bytes.truncate(at(which)),
+            Change::Drop(a, b) => {
+                let (a, b) = (at(a), at(b));
+                bytes.drain(a.min(b)..a.max(b));
+            }
+            Change::Insert(which, more) => {
+                let at = at(which);
+                bytes.splice(at..at, more.iter().copied());
+            }
+            Change::Twice(a, b) => {
+                let (a, b) = (at(a), at(b));
+                let part = bytes[a.min(b)..a.max(b)].to_vec();
+                bytes.splice(a..a, part);
+            }
+        }
+    }
+    bytes
+}
+
+/// Lets a reader read arbitrary bytes, and each sample with up to three changes, and unchanged.
+fn read(samples: &[Vec<u8>], reader: impl Fn(&[u8])) {
+    samples.iter().for_each(|sample| reader(sample));
+    let mutated = (any::<Which>(), vec(change(), 1..4))
+        .prop_map(|(which, changes)| changed(&samples[which.index(samples.len())], &changes));
+    let bytes = prop_oneof![1 => vec(any::<u8>(), 0..200), 3 => mutated];
+    runner()
+        .run(&bytes, |bytes| {
+            reader(&bytes);
+            Ok(())
+        })
+        .unwrap();
+}
+
+fn header(entries: &[(u8, u32, u32)]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    for (kind, length, raw) in entries {
+        plain.push(*kind);
+        plain.extend_from_slice(&length.to_le_bytes());
+        if *kind > 1 {
+            plain.extend_from_slice(&raw.to_le_bytes());
+        }
+        plain.extend_from_slice(&Name::of(&length.to_le_bytes()).0);
+    }
+    plain
+}
+
+#[test]
+fn headers_of_packs() {
+    let samples =
+        [header(&[(0, 132, 0), (1, 40, 0), (2, 77, 200), (3, 66, 300)]), header(&[(0, u32::MAX, 0); 2])];
+    read(&samples, |bytes| {
+        if let Some(blobs) = parse_header(bytes) {
+            assert!(blobs.len() * 37 <= bytes.len(), "each entry has 37 bytes or more");
+        }
+    });
+}
+
+/// A repository's directory without anything in it.
+struct Bare {
+    _dir: tempfile::TempDir,
+    backend: Arc<Backend>,
+    key: SecretKey,
+}
+
+impl Bare {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let backend = Arc::new(Backend::new(dir.path(), Arc::new(RealDisk)));
+        fs::create_dir_all(dir.path().join("data")).unwrap();
+        Self { _dir: dir, backend, key: SecretKey::random() }
+    }
+
+    fn put(&self, bytes: &[u8]) -> Name {
+        let name = Name::of(bytes);
+        let path = self.backend.path(FileType::Pack, &name.id());
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+        name
+    }
+}
+
+#[test]
+fn packs_without_an_index() {
+    let bare = Bare::new();
+    let blob = bare.key.encrypt(b"content").unwrap();
+    let sealed = bare.key.encrypt(&header(&[(0, blob.len() as u32, 0)])).unwrap();
+    let pack = [blob, sealed.clone(), (sealed.len() as u32).to_le_bytes().to_vec()].concat();
+    let samples = [pack.clone(), pack[..pack.len() - 4].to_vec(), [&pack[..], &[0xff; 4]].concat()];
+    assert!(read_header(&bare.backend, &bare.key, &bare.put(&pack), pack.len() as u64).is_ok());
+    read(&samples, |bytes| {
+        let name = bare.put(bytes);
+        let size = bytes.len() as u64;
+        let _ = read_header(&bare.backend, &bare.key, &name, size);
+        let _ = read_header(&bare.backend, &bare.key, &name, u64::from(u32::MAX) + size);
+        fs::remove_file(bare.backend.path(FileType::Pack, &name.id())).unwrap();
+    });
+}
+
+#[test]
+fn index_files() {
+    let name = "ab".repeat(32);
+    let sample = format!(
+        r#"{{"supersedes":[],"packs":[{{"id":"{name}","blobs":[{{"id":"{name}","type":"data","offset":0,"length":77,"uncompressed_length":200}},{{"id":"{name}","type":"tree","offset":77,"length":40,"uncompressed_length":null}}]}}],"packs_to_delete":[{{"id":"{name}","blobs":[],"time":"2026-11-20T03:15:00Z"}}]}}"#
+    );
+    assert!(serde_json::from_str::<IndexContent>(&sample).is_ok());
+    read(&[sample.into_bytes()], |bytes| {
+        let Ok(content) = serde_json::from_slice::<IndexContent>(bytes) else { return };
+        let index = Index::default();
+        for pack in &content.packs {
+            index.add_pack(pack.id, Standing::Indexed, &pack.blobs());
+            for (tpe, name, spot) in pack.blobs() {
+                let _ = (index.spot(tpe, &name), index.measure(&[name]), spot.content_length());
+            }
+        }
+    });
+}
+
+const FILE: &str = r#"{"nodes":[{"name":"a\\xffb","type":"file","mode":420,"mtime":"2026-11-20T03:15:00.123456789+01:00","atime":"2026-11-20T03:15:00Z","ctime":"1970-01-01T00:00:00Z","uid":1,"gid":2,"user":"u","group":"g","inode":7,"device_id":9,"size":3,"links":2,"extended_attributes":[{"name":"user.x","value":"AAH/"}],"content":["abababababababababababababababababababababababababababababababab"]},{"name":"d","type":"dir","subtree":"abababababababababababababababababababababababababababababababab"},{"name":"l","type":"symlink","linktarget":"x","linktarget_raw":"eA=="},{"name":"c","type":"chardev","device":259},{"name":"f","type":"fifo"},{"name":"s","type":"socket"}]}"#;
+
+#[test]
+fn stored_directories() {
+    assert_eq!(tree::parse(FILE.as_bytes()).unwrap().len(), 6);
+    read(&[FILE.into(), br#"{"nodes":null}"#.to_vec()], |bytes| {
+        if let Ok(children) = tree::parse(bytes) {
+            assert!(children.windows(2).all(|pair| pair[0].name <= pair[1].name));
+            assert!(children.iter().map(|child| child.content.len() * 64).sum::<usize>() <= bytes.len());
+        }
+        // The other reader of them, which the archiver has for its parent.
+        if let Ok(nodes) = crate::archiver::StoredNode::parse_tree(bytes) {
+            nodes.iter().for_each(|node| drop((node.file_name(), node.stamp())));
+        }
+        if let Ok(tree) = serde_json::from_slice::<rustic_core::repofile::Tree>(bytes) {
+            tree.nodes.iter().for_each(|node| drop(Node::name(node)));
+        }
+    });
+}
+
+#[test]
+fn snapshots_and_their_records() {
+    let record = r#"{\"version\":1,\"cut\":\"2026-11-20T03-15-00Z-000001\"}"#;
+    let sample = format!(
+        r#"{{"time":"2026-11-20T03:15:00Z","tree":"{0}","paths":["/srv"],"hostname":"h","username":"u","uid":0,"gid":0,"tags":["stillpoint","app=hydro"],"original":"{0}","parent":"{0}","description":"{record}"}}"#,
+        "ab".repeat(32)
+    );
+    assert!(serde_json::from_str::<SnapshotFile>(&sample).is_ok());
+    read(&[sample.into_bytes()], |bytes| {
+        if let Ok(found) = serde_json::from_slice::<SnapshotFile>(bytes) {
+            let _ = (snapshot::record(&found), snapshot::is_log(&found));
+        }
+        let _ = serde_json::from_slice::<BackupRecord>(bytes);
+        let _ = serde_json::from_slice::<CutRecord>(bytes);
+    });
+}
+
+#[test]
+fn encrypted_files() {
+    let key = SecretKey::random();
+    let packed = [vec![2], zstd::bulk::compress(&[b'x'; 5000], 1).unwrap()].concat();
+    let json = br#"{"a":1}"#.to_vec();
+    let samples = [packed.clone(), json.clone(), vec![2], vec![]];
+    read(&samples, |bytes| {
+        let _ = (key.decrypt(bytes), key.decrypt_file(bytes), key.decrypt_in_place(&mut bytes.to_vec()));
+        // The same as whoever has the key may write it.
+        let sealed = key.encrypt(bytes).unwrap();
+        if let Ok(plain) = key.decrypt_file(&sealed) {
+            assert!(
+                plain.len() <= (16 << 20).max(bytes.len() * 1024),
+                "{} from {}",
+                plain.len(),
+                bytes.len()
+            );
+        }
+        let _ = SecretKey::from_json(bytes);
+    });
+    let bomb = [vec![2], zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap()].concat();
+    assert!(key.decrypt_file(&key.encrypt(&bomb).unwrap()).is_err(), "{} bytes become 64 MiB", bomb.len());
+}
+
+#[test]
+fn compressed_blobs() {
+    let sample = zstd::bulk::compress(&b"a blob that is a blob ".repeat(50), 1).unwrap();
+    let streamed = zstd::stream::encode_all(&b"of no known size"[..], 1).unwrap();
+    let samples = [sample, streamed, zstd::bulk::compress(&[], 1).unwrap()];
+    let sizes = [0, 1, 16, 1100, 1 << 20, 1 << 30, u32::MAX];
+    read(&samples, |bytes| {
+        for raw in sizes {
+            let mut plain = Vec::new();
+            let unpacked = unpack(bytes, raw, &mut plain, &mut Decompressor::new().unwrap());
+            assert!(unpacked.is_err() || plain.len() == raw as usize);
+            assert!(plain.capacity() <= (bytes.len() / 4 + 1) * (128 << 10), "{raw} from {}", bytes.len());
+        }
+    });
+}
+
+#[test]
+fn blobs_where_an_index_says_they_are() {
+    let bare = Bare::new();
+    let content = b"of a blob".repeat(9);
+    let plain = bare.key.encrypt(&content).unwrap();
+    let packed = bare.key.encrypt(&zstd::bulk::compress(&content, 1).unwrap()).unwrap();
+    let pack = bare.put(&[&plain[..], &packed].concat());
+    let (first, second) = (plain.len() as u32, packed.len() as u32);
+    let number = || prop_oneof![Just(0), any::<u32>(), 0..2 * (first + second)];
+    let spots = (number(), number(), number(), any::<bool>());
+    let name = Name::of(&content);
+    let read_at = |spot: Spot, tpe| {
+        let index = Index::default();
+        index.add_pack(pack, Standing::Indexed, &[(tpe, name, spot)]);
+        let blobs = Blobs::new(Arc::new(index), Arc::clone(&bare.backend), bare.key.clone());
+        if tpe == BlobType::Tree {
+            return blobs.tree(&name).ok();
+        }
+        let place = blobs.locate(&name)?;
+        let mut read = Vec::new();
+        match blobs.each(&[place], &mut |_, bytes| {
+            read.extend_from_slice(bytes);
+            Ok(())
+        }) {
+            Ok(()) => Some(read),
+            Err(Unread::Damaged(_)) => None,
+            Err(Unread::Refused(_)) => panic!("nobody refuses"),
+        }
+    };
+    let raw = content.len() as u32;
+    let right = [Spot { offset: 0, length: first, raw: 0 }, Spot { offset: first, length: second, raw }];
+    right.iter().for_each(|spot| assert_eq!(read_at(*spot, BlobType::Data), Some(content.clone())));
+    runner()
+        .run(&spots, |(offset, length, raw, is_tree)| {
+            let spot = Spot { offset, length, raw };
+            let tpe = if is_tree { BlobType::Tree } else { BlobType::Data };
+            let read = read_at(spot, tpe);
+            assert!(read.is_none() || right.contains(&spot), "{spot:?}");
+            Ok(())
+        })
+        .unwrap();
+}
