@@ -101,7 +101,7 @@ fn inventory_3() {
     let text = InventoryText { file: "inventory-3.toml".into(), text: sample("inventory-3.toml") };
     let inventory = parse(&text, &[], "unused").unwrap_or_else(|e| panic!("{e}"));
     let [hydro, server] = &inventory.applications[..] else { panic!("{:?}", inventory.applications) };
-    let hours = |n| std::time::Duration::from_secs(n * 3600);
+    let hours = |n: u64| std::time::Duration::from_secs(n * 3600);
     assert_eq!((hydro.settings.local_window, server.settings.local_window), (hours(12), hours(72)));
     let archive = hydro.databases[0].archive();
     let seconds = |length: std::time::Duration| length.as_secs();
