@@ -25,7 +25,7 @@ mod stage;
 mod table;
 mod together;
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use model::{
@@ -36,7 +36,7 @@ use model::{
     plan::TreePlan,
     port::{Clock, Difference, Failure, FailureKind, Journal, Pin, Pinner},
     size::Bytes,
-    time::Deadline,
+    time::{Deadline, Moment},
 };
 use os::{
     durable::create_dirs,
@@ -83,10 +83,23 @@ const TOGETHER: usize = 4096;
 /// pass: most of it will have settled then, and need not be copied while everybody is held.
 const WORTH_A_WAIT: Bytes = Bytes(64 << 20);
 
+/// A first pass that found nothing to do and began less than this ago needs no round after it: the pin looks at what
+/// has changed since.
+const FRESH: Duration = Duration::from_secs(1);
+
 impl Default for Limits {
     fn default() -> Self {
         Self { staged: Bytes(256 << 20), ahead: small::SMALL }
     }
+}
+
+/// What a first pass found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Sorted {
+    /// Files that are to be stored ahead.
+    any_new: bool,
+    /// Files that were to be cloned.
+    any_cloned: bool,
 }
 
 /// Pins a directory in two passes.
@@ -108,6 +121,8 @@ pub struct TreePinner {
     clonable: HashMap<u64, bool>,
     /// What the unlocked rounds have copied.
     copied: Bytes,
+    /// When a first pass began that found nothing to do.
+    idle_since: Option<Moment>,
 }
 
 impl TreePinner {
@@ -139,6 +154,7 @@ impl TreePinner {
             copies: None,
             clonable: HashMap::new(),
             copied: Bytes(0),
+            idle_since: None,
         })
     }
 
@@ -204,15 +220,14 @@ impl TreePinner {
 
     /// Sorts the first pass: known files need nothing, large ones are cloned if they can be, the rest is to be stored
     /// ahead.
-    /// Returns whether anything is to be stored.
     fn first_pass(
         &mut self,
         census: &Census,
         started: Timestamp,
         known: &Known,
         copies: &Copies,
-    ) -> Result<bool, Failure> {
-        let mut any_new = false;
+    ) -> Result<Sorted, Failure> {
+        let mut sorted = Sorted::default();
         let mut round = Round::new(self, copies, started, None);
         for spots in census.unmarked_files().chunks(TOGETHER) {
             let entries: Vec<Entry> = spots.iter().filter_map(|spot| census.entry(*spot)).collect();
@@ -225,13 +240,14 @@ impl TreePinner {
             let ahead = round.pinner.limits.ahead;
             let (small, large): (Vec<&Entry>, Vec<&Entry>) =
                 new.into_iter().partition(|entry| entry.meta.stamp().size < ahead);
+            sorted.any_cloned |= large.iter().any(|entry| round.pinner.clones(entry));
             let cloned = round.clone_together(&large)?;
             let left = large.into_iter().zip(cloned).filter(|(_, taken)| taken.is_none());
             for entry in small.into_iter().chain(left.map(|(entry, _)| entry)) {
-                any_new |= round.first_alone(entry)?;
+                sorted.any_new |= round.first_alone(entry)?;
             }
         }
-        Ok(any_new)
+        Ok(sorted)
     }
 
     /// The files that are neither cloned nor in a parent.
@@ -307,21 +323,29 @@ impl Pinner for TreePinner {
         self.refuse_while_pinned(&copies)?;
         self.with_census(|pinner, census| {
             census.unmark_all();
+            let begun = pinner.clock.moment();
             let mut look = pinner.unlocked_look(census)?;
             if young(census, look.started) > WORTH_A_WAIT {
                 pinner.clock.sleep(SETTLING);
                 look = pinner.unlocked_look(census)?;
             }
-            let any_new = pinner.first_pass(census, look.started, known, &copies)?;
+            let sorted = pinner.first_pass(census, look.started, known, &copies)?;
             pinner.mark(census);
             pinner.suspects.look(census)?;
-            Ok(any_new.then(|| pinner.to_be_stored(census, known, look.started)))
+            let is_idle = sorted == Sorted::default() && census.unmarked_files().is_empty();
+            pinner.idle_since = is_idle.then_some(begun);
+            Ok(sorted.any_new.then(|| pinner.to_be_stored(census, known, look.started)))
         })
     }
 
     fn round(&mut self) -> Result<Difference, Failure> {
         let copies = self.copies()?;
         self.refuse_while_pinned(&copies)?;
+        if let Some(begun) = self.idle_since.take()
+            && self.clock.moment().since(begun) < FRESH
+        {
+            return Ok(Difference::default());
+        }
         self.with_census(|pinner, census| {
             let look = pinner.unlocked_look(census)?;
             // Before the files are brought in: the freeze shall come soon after that.
