@@ -218,8 +218,9 @@ impl Cell<'_> {
         };
         let listing = contents.listing();
         let mut problems = listing.problems.clone();
-        let is_listed_lost =
-            |path: &Path| listing.problems.iter().any(|p| p.path.as_ref().is_some_and(|lost| path.starts_with(lost)));
+        let is_listed_lost = |path: &Path| {
+            listing.problems.iter().any(|p| p.path.as_ref().is_some_and(|lost| path.starts_with(lost)))
+        };
         for (path, bytes) in oracle {
             let Some(item) = listing.position(path) else {
                 assert!(is_listed_lost(path), "{} is lost in silence", path.display());

@@ -44,7 +44,9 @@ impl RestorePlan {
             }
         }
         if self.read_back {
-            lines.push("every byte is read back from the disk and compared before it is put in its place".into());
+            lines.push(
+                "every byte is read back from the disk and compared before it is put in its place".into(),
+            );
         }
         lines.extend(self.servers.iter().map(ServerPart::describe));
         lines.extend(self.notes.iter().map(|note| format!("note: {note}")));

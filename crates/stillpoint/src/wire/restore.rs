@@ -107,11 +107,7 @@ fn execute_with(
     restore::run_with(plan, &job(run, contents, progress), stop, servers)
 }
 
-fn job<'a>(
-    run: &'a Run<'_>,
-    contents: &'a dyn Contents,
-    progress: &'a dyn Progress,
-) -> Job<'a> {
+fn job<'a>(run: &'a Run<'_>, contents: &'a dyn Contents, progress: &'a dyn Progress) -> Job<'a> {
     Job {
         contents,
         site: &LocalSite,

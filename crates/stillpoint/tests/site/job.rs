@@ -74,14 +74,7 @@ pub fn execute(
     journal: Arc<dyn Journal>,
 ) -> Result<RestoreReport, Failure> {
     let clock: &dyn Clock = &SystemClock;
-    let job = Job {
-        contents: backup,
-        site: &LocalSite,
-        journal,
-        clock,
-        progress: &Silent,
-        threads: 3,
-    };
+    let job = Job { contents: backup, site: &LocalSite, journal, clock, progress: &Silent, threads: 3 };
     run(plan, &job, None)
 }
 

@@ -34,12 +34,6 @@ use std::{collections::HashMap, num::NonZero, thread};
 use model::entry::{Entry, Kind};
 use rustic_core::repofile::{BlobType, ConfigFile};
 
-#[cfg(test)]
-pub(crate) use self::{
-    index::Standing,
-    indexer::IndexContent,
-    pack::{parse_header, read_header},
-};
 pub(crate) use self::{
     blobs::Blobs,
     index::{Index, Lost, Place, Spot},
@@ -54,6 +48,12 @@ use self::{
     pack::Sink,
     trees::Trees,
     work::{Board, carried},
+};
+#[cfg(test)]
+pub(crate) use self::{
+    index::Standing,
+    indexer::IndexContent,
+    pack::{parse_header, read_header},
 };
 use crate::repository::{
     backend::Backend,

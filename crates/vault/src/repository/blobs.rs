@@ -264,9 +264,8 @@ fn opened<'s>(
     plain: &'s mut Vec<u8>,
     unpacker: &mut Decompressor<'static>,
 ) -> Result<&'s [u8], RepositoryError> {
-    let opened = key
-        .decrypt_in_place(sealed)
-        .map_err(|_| wrong(found, "does not decrypt: its bytes were changed"))?;
+    let opened =
+        key.decrypt_in_place(sealed).map_err(|_| wrong(found, "does not decrypt: its bytes were changed"))?;
     let content: &[u8] = if found.spot.raw == 0 {
         opened
     } else {

@@ -101,7 +101,14 @@ impl Repository {
         let backend = Arc::new(Backend::new(&dir, disk.clone()));
         let (key_id, key) = keys::open(&backend, &opening.password)?;
         let locks = Locks { dir, disk, key, me: Me::here(), journal };
-        Ok(Self { backend, locks, meter: Meter::default(), key_id, session: None, read_index: ReadIndex::default() })
+        Ok(Self {
+            backend,
+            locks,
+            meter: Meter::default(),
+            key_id,
+            session: None,
+            read_index: ReadIndex::default(),
+        })
     }
 
     /// Its directory.

@@ -45,14 +45,22 @@ enum Change {
 }
 
 /// What a number, a string or a bracket may become.
-const WORDS: [&[u8]; 10] =
-    [b"null", b"-1", b"4294967295", b"4294967296", b"1e999", b"\"\"", b"[[[[", b"{\"a\":", b"\\ud800", b"\xff\x00"];
+const WORDS: [&[u8]; 10] = [
+    b"null",
+    b"-1",
+    b"4294967295",
+    b"4294967296",
+    b"1e999",
+    b"\"\"",
+    b"[[[[",
+    b"{\"a\":",
+    b"\\ud800",
+    b"\xff\x00",
+];
 
 fn change() -> impl Strategy<Value = Change> {
-    let word = prop_oneof![
-        any::<Which>().prop_map(|which| which.get(&WORDS).to_vec()),
-        vec(any::<u8>(), 0..6)
-    ];
+    let word =
+        prop_oneof![any::<Which>().prop_map(|which| which.get(&WORDS).to_vec()), vec(any::<u8>(), 0..6)];
     prop_oneof![
         (any::<Which>(), any::<u8>()).prop_map(|(at, bits)| Change::Flip(at, bits)),
         any::<Which>().prop_map(Change::Cut),
@@ -119,7 +127,8 @@ fn header(entries: &[(u8, u32, u32)]) -> Vec<u8> {
 
 #[test]
 fn headers_of_packs() {
-    let samples = [header(&[(0, 132, 0), (1, 40, 0), (2, 77, 200), (3, 66, 300)]), header(&[(0, u32::MAX, 0); 2])];
+    let samples =
+        [header(&[(0, 132, 0), (1, 40, 0), (2, 77, 200), (3, 66, 300)]), header(&[(0, u32::MAX, 0); 2])];
     read(&samples, |bytes| {
         if let Some(blobs) = parse_header(bytes) {
             assert!(blobs.len() * 37 <= bytes.len(), "each entry has 37 bytes or more");
@@ -235,7 +244,12 @@ fn encrypted_files() {
         // The same as whoever has the key may write it.
         let sealed = key.encrypt(bytes).unwrap();
         if let Ok(plain) = key.decrypt_file(&sealed) {
-            assert!(plain.len() <= (16 << 20).max(bytes.len() * 1024), "{} from {}", plain.len(), bytes.len());
+            assert!(
+                plain.len() <= (16 << 20).max(bytes.len() * 1024),
+                "{} from {}",
+                plain.len(),
+                bytes.len()
+            );
         }
         let _ = SecretKey::from_json(bytes);
     });

@@ -199,7 +199,10 @@ mod tests {
         let Ok(Kind::Symlink(target)) = &children[1].kind else { panic!("{children:?}") };
         assert_eq!(target.as_os_str().as_encoded_bytes(), b"x\xff");
         assert_eq!(children[2].kind, Err(Unrestorable::Socket));
-        assert_eq!((children[3].name.as_os_str(), &children[3].kind), (OsStr::new("z"), &Err(Unrestorable::Unknown)));
+        assert_eq!(
+            (children[3].name.as_os_str(), &children[3].kind),
+            (OsStr::new("z"), &Err(Unrestorable::Unknown))
+        );
         assert!(parse(br#"{"nodes":null}"#).unwrap().is_empty());
         assert!(parse(br#"{"nodes":[{"name":1}]}"#).is_err());
     }

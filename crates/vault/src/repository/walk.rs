@@ -89,11 +89,7 @@ pub(super) fn all(parts: &Blobs, root: Name) -> Result<Stored, Failure> {
 }
 
 /// A directory, and what lies below it. Which of its names have something below is said by a number that only says so.
-fn directory(
-    parts: &Blobs,
-    path: &Path,
-    tree: &Name,
-) -> Result<(Directory, Vec<(PathBuf, Name)>), Failure> {
+fn directory(parts: &Blobs, path: &Path, tree: &Name) -> Result<(Directory, Vec<(PathBuf, Name)>), Failure> {
     let (mut directory, mut below) = (Directory::default(), Vec::new());
     let children = match children(parts, tree) {
         Ok(children) => children,
@@ -133,9 +129,7 @@ fn children(parts: &Blobs, tree: &Name) -> Result<Vec<Child>, RepositoryError> {
 
 fn unrestorable(path: PathBuf, why: Unrestorable) -> Problem {
     match why {
-        Unrestorable::Socket => {
-            Problem::note(path, "is a socket, which the program that owns it makes anew")
-        }
+        Unrestorable::Socket => Problem::note(path, "is a socket, which the program that owns it makes anew"),
         Unrestorable::Unknown => {
             let what = "is of a kind that this version does not know";
             Problem::missing(path, what, "restore it with the program that stored it")
@@ -229,7 +223,8 @@ mod tests {
 
     #[test]
     fn no_name_leads_out_of_its_directory() {
-        for child in children(&["", ".", "..", "a/b", "/etc/passwd", "../x", "x\0", "\\x2e\\x2e", "a\\x2fb"]) {
+        for child in children(&["", ".", "..", "a/b", "/etc/passwd", "../x", "x\0", "\\x2e\\x2e", "a\\x2fb"])
+        {
             let failure = plain_child(Path::new("/srv"), &child).unwrap_err();
             assert_eq!(failure.kind, FailureKind::Refused, "{:?}", child.name);
         }
