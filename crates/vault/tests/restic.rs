@@ -7,7 +7,7 @@ use std::{
     fs,
     os::unix::{
         ffi::OsStrExt,
-        fs::{MetadataExt, PermissionsExt, symlink},
+        fs::{PermissionsExt, symlink},
     },
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -15,12 +15,12 @@ use std::{
 };
 
 use common::{
-    Place, at, back_up, carried, cut, entry, manifest, noise, ok, record,
+    Place, assert_same, at, back_up, carried, cut, entry, everything, manifest, noise, ok, record,
     spool::{Archive, owner},
     store,
 };
 use model::{
-    entry::{Body, Entry, Manifest},
+    entry::{Entry, Manifest},
     logs::Beginning,
     logs_retention::LogsPlan,
     port::{FailureKind, Shelf, Silent, Store},
@@ -78,40 +78,6 @@ fn zoo(root: &Path) {
     rustix::fs::setxattr(root.join("a"), "user.dir", b"", rustix::fs::XattrFlags::empty()).unwrap();
     let old = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 123_456_789);
     fs::File::open(root.join("large")).unwrap().set_modified(old).unwrap();
-}
-
-fn everything(root: &Path) -> Vec<PathBuf> {
-    let (mut found, mut todo) = (Vec::new(), vec![root.to_owned()]);
-    while let Some(path) = todo.pop() {
-        if fs::symlink_metadata(&path).unwrap().is_dir() {
-            todo.extend(fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
-        }
-        found.push(path);
-    }
-    found.sort();
-    found
-}
-
-/// Compares two trees byte for byte and attribute for attribute.
-fn assert_same(original: &Path, restored: &Path) {
-    let below = |root: &Path| -> Vec<PathBuf> {
-        everything(root).iter().map(|p| p.strip_prefix(root).unwrap().to_owned()).collect()
-    };
-    assert_eq!(below(original), below(restored));
-    for path in below(original) {
-        let (a, b) = (original.join(&path), restored.join(&path));
-        let (x, y) = (fs::symlink_metadata(&a).unwrap(), fs::symlink_metadata(&b).unwrap());
-        assert_eq!(x.mode(), y.mode(), "mode of {path:?}");
-        assert_eq!((x.uid(), x.gid()), (y.uid(), y.gid()), "owner of {path:?}");
-        assert_eq!(x.rdev(), y.rdev(), "device of {path:?}");
-        assert_eq!((x.mtime(), x.mtime_nsec()), (y.mtime(), y.mtime_nsec()), "time of {path:?}");
-        let [m, n] = [&a, &b].map(|p| entry(p, |_| Body::Nothing).unwrap());
-        assert_eq!(m.kind, n.kind, "{path:?}");
-        assert_eq!(m.meta.xattrs, n.meta.xattrs, "attributes of {path:?}");
-        if x.is_file() {
-            assert_eq!(fs::read(&a).unwrap(), fs::read(&b).unwrap(), "content of {path:?}");
-        }
-    }
 }
 
 #[test]

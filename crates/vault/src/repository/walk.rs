@@ -55,11 +55,13 @@ impl Stored {
     }
 }
 
+/// A name with the parts of its content, or, of a directory, its number among those of the next level.
+type Named = (Listed, Vec<Place>, Option<usize>);
+
 /// A directory that was read.
 #[derive(Default)]
 struct Directory {
-    /// Each with the parts of its content, or, of a directory, its number among those of the next level.
-    names: Vec<(Listed, Vec<Place>, Option<usize>)>,
+    names: Vec<Named>,
     problems: Vec<Problem>,
 }
 
@@ -158,7 +160,7 @@ fn in_order(levels: Vec<Vec<Directory>>) -> Result<Stored, Failure> {
     let mut all = Stored::default();
     let mut levels: Vec<Vec<Option<Directory>>> =
         levels.into_iter().map(|level| level.into_iter().map(Some).collect()).collect();
-    let mut open: Vec<vec::IntoIter<(Listed, Vec<Place>, Option<usize>)>> = Vec::new();
+    let mut open: Vec<vec::IntoIter<Named>> = Vec::new();
     let mut take = |level: usize, number: usize, problems: &mut Vec<Problem>| {
         let directory = levels.get_mut(level).and_then(|level| level.get_mut(number)?.take());
         let directory = directory.unwrap_or_default();

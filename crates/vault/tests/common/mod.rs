@@ -293,3 +293,39 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes.truncate(length);
     bytes
 }
+
+/// All paths below, the root included.
+pub fn everything(root: &Path) -> Vec<PathBuf> {
+    let (mut found, mut todo) = (Vec::new(), vec![root.to_owned()]);
+    while let Some(path) = todo.pop() {
+        if fs::symlink_metadata(&path).unwrap().is_dir() {
+            todo.extend(fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+        }
+        found.push(path);
+    }
+    found.sort();
+    found
+}
+
+/// Compares two trees byte for byte and attribute for attribute.
+pub fn assert_same(original: &Path, restored: &Path) {
+    let below = |root: &Path| -> Vec<PathBuf> {
+        everything(root).iter().map(|p| p.strip_prefix(root).unwrap().to_owned()).collect()
+    };
+    assert_eq!(below(original), below(restored));
+    for path in below(original) {
+        let (a, b) = (original.join(&path), restored.join(&path));
+        let (x, y) = (fs::symlink_metadata(&a).unwrap(), fs::symlink_metadata(&b).unwrap());
+        assert_eq!(x.mode(), y.mode(), "mode of {path:?}");
+        assert_eq!((x.uid(), x.gid()), (y.uid(), y.gid()), "owner of {path:?}");
+        assert_eq!(x.rdev(), y.rdev(), "device of {path:?}");
+        assert_eq!((x.mtime(), x.mtime_nsec()), (y.mtime(), y.mtime_nsec()), "time of {path:?}");
+        let [m, n] = [&a, &b].map(|p| entry(p, |_| Body::Nothing).unwrap());
+        assert_eq!(m.kind, n.kind, "{path:?}");
+        assert_eq!(m.meta.xattrs, n.meta.xattrs, "attributes of {path:?}");
+        assert_eq!(x.nlink() > 1 && x.is_file(), y.nlink() > 1 && y.is_file(), "links of {path:?}");
+        if x.is_file() {
+            assert_eq!(fs::read(&a).unwrap(), fs::read(&b).unwrap(), "content of {path:?}");
+        }
+    }
+}
