@@ -7,7 +7,7 @@ use std::{
     fs,
     os::unix::{
         ffi::OsStrExt,
-        fs::{MetadataExt, PermissionsExt, symlink},
+        fs::{PermissionsExt, symlink},
     },
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -15,12 +15,12 @@ use std::{
 };
 
 use common::{
-    Place, assert_same, at, back_up, carried, cut, entry, manifest, noise, ok, record,
+    Place, assert_same, at, back_up, carried, cut, entry, everything, manifest, noise, ok, record,
     spool::{Archive, owner},
     store,
 };
 use model::{
-    entry::{Body, Entry, Manifest},
+    entry::{Entry, Manifest},
     logs::Beginning,
     logs_retention::LogsPlan,
     port::{FailureKind, Shelf, Silent, Store},
