@@ -340,7 +340,6 @@ fn every_damage_is_told_and_nothing_is_wrong_in_silence() {
             let came = catch_unwind(AssertUnwindSafe(|| {
                 [cell.check(), cell.restore(&scene.newest, &scene.oracle), cell.back_up(), cell.logs()]
             }));
-            println!("{kind} {damage:?}: {came:?}");
             if came.as_ref().ok() != Some(&expected(kind, damage)) {
                 wrong.lock().unwrap().push(format!("{kind} {damage:?}: {came:?}"));
             }
