@@ -143,7 +143,8 @@ fn random_trees_come_back_and_cost_nothing_twice() {
         files.keys().for_each(|path| fs::remove_file(path).unwrap());
         let (second, draft) = store(&mut repository, whole, &root, 2);
         assert_eq!(draft.problems, []);
-        assert!(draft.bytes_added.0 < 10_000, "{}", draft.bytes_added);
+        // Trees and index: stamps that were too young at first are other ones now.
+        assert!(draft.bytes_added.0 < 20_000, "{}", draft.bytes_added);
         assert_eq!(below(&place, &second, &root), files);
         assert!(repository.check(Depth::ReadData, &Silent).unwrap().is_good());
         Ok(())

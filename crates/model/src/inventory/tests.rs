@@ -143,7 +143,7 @@ fn every_error_names_file_line_fault_and_remedy() {
     assert_eq!(
         errors("[defaults]\ncolour = 1\n"),
         ["main.toml:4: unknown key \"colour\" in [defaults]; \
-          allowed here: schedule, stall_budget, require, point_in_time, local_window, changed_extents_only, read_all_every, keep"]
+          allowed here: schedule, stall_budget, require, point_in_time, changed_extents_only, read_all_every, local_window, keep"]
     );
 }
 
