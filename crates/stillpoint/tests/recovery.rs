@@ -169,8 +169,9 @@ impl Scene {
     }
 
     fn note(&mut self, time: i64) {
-        let (state, gtid) =
-            (self.server.ask(STATE).unwrap(), self.server.ask("SELECT @@gtid_binlog_pos").unwrap());
+        let both = self.server.ask(&format!("SELECT concat(@@gtid_binlog_pos, ' ', ({STATE}))")).unwrap();
+        let (gtid, state) = both.split_once(' ').unwrap();
+        let (gtid, state) = (gtid.to_owned(), state.to_owned());
         self.states.push(After { time: Timestamp::from_second(time).unwrap(), gtid, state });
     }
 
@@ -246,7 +247,7 @@ fn every_moment_is_what_the_oracle_says_and_what_is_lost_is_named_before_anythin
     // Everything comes from the repository.
     let (logs, kept) = (log::logs(&scene.site), scene.site.root().join("kept"));
     fs::rename(&logs, &kept).unwrap();
-    for _ in 0..count("STILLPOINT_MOMENTS", 3) {
+    for _ in 0..count("STILLPOINT_MOMENTS", 2) {
         let time = scene.moment(&mut random);
         let expected = scene.expected(time).to_owned();
         scene.restored(&["--at", &time.to_string()], &expected);
