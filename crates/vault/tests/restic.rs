@@ -158,7 +158,9 @@ fn restics_lock_is_respected() {
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    while place.files("locks").is_empty() {
+    // Its temporary file is no lock yet.
+    let is_lock = |path: &std::path::PathBuf| path.file_name().is_some_and(|name| name.len() == 64);
+    while !place.files("locks").iter().any(is_lock) {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     let failure = place.repository().reclaim(&Silent).unwrap_err();
