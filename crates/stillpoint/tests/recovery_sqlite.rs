@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use common::{Site, below, log, make_guestbook};
 use jiff::{SignedDuration, Timestamp};
@@ -188,4 +188,12 @@ fn a_database_comes_back_as_of_every_commit_with_the_files_of_the_backup_before(
     assert_eq!(rows(&site.database()), expected(30));
     assert_eq!(fs::read_to_string(site.uploads().join("file")).unwrap(), "as in the backup");
     assert!(site.leftovers().is_empty(), "{:?}", site.leftovers());
+
+    // What cannot be read may have been the archive: no earlier backup takes its place unasked.
+    let snapshots = fs::read_dir(site.repository().join("snapshots")).unwrap().map(|entry| entry.unwrap());
+    let newest = snapshots.max_by_key(|entry| entry.metadata().unwrap().modified().unwrap()).unwrap().path();
+    fs::set_permissions(&newest, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&newest, "damaged").unwrap();
+    refused(60, "a snapshot cannot be read");
+    site.run(["coverage"]).expect_status(1).expect_text("a snapshot cannot be read");
 }

@@ -64,6 +64,11 @@ fn of(run: &Run<'_>, application: &Application, verify: bool) -> Result<Coverage
         false => Archive::read(run, application, &mut repository)?,
     };
     let logs = std::mem::take(&mut archive.logs);
+    if logs.is_empty()
+        && let Some(doubt) = archive.repository().log_doubt().map_err(Failure::from)?
+    {
+        return Err(doubt.into());
+    }
     let (mut bases, mut ticks): (Vec<Base>, Vec<Tick>) = (Vec::new(), Vec::new());
     let mut forms: BTreeMap<SourceId, (Timestamp, ServerForm)> = BTreeMap::new();
     for backup in archive.repository().backups()? {

@@ -77,7 +77,11 @@ pub fn plan(
     let mut archive = Archive::read(run, application, repository)?;
     let logs = std::mem::take(&mut archive.logs);
     if logs.is_empty() {
-        return Ok(None);
+        return archive
+            .repository()
+            .log_doubt()
+            .map_err(Failure::from)?
+            .map_or(Ok(None), |doubt| Err(doubt.into()));
     }
     let mut backups = archive.repository().backups()?;
     backups.sort_by_key(|backup| std::cmp::Reverse(backup.time));

@@ -162,6 +162,16 @@ impl Repository {
 }
 
 impl Repository {
+    /// Why it cannot be said that no log archive is stored, although none is found: a snapshot that cannot be read may be its.
+    ///
+    /// # Errors
+    /// If the repository cannot be read.
+    pub fn log_doubt(&self) -> Result<Option<RepositoryError>, RepositoryError> {
+        let is_doubtful =
+            self.log_snapshots()?.is_empty() && self.snapshots()?.iter().any(|it| it.snapshot.is_err());
+        Ok(is_doubtful.then(|| self.no_logs()))
+    }
+
     /// That nothing is stored, or nothing that can be read.
     fn no_logs(&self) -> RepositoryError {
         let unreadable = self.snapshots().ok().and_then(|listed| {
