@@ -152,7 +152,7 @@ fn it_is_told_proven_and_removed() {
     world.site.init(&proving);
     plan(&world, "all is read and proven every 1s");
     let alarm = world.site.run(["backup"]);
-    alarm.expect_status(3).expect_text("pages: 1 of its parts of 65536 bytes, at bytes");
+    alarm.expect_status(3).expect_text("pages: 1 of its parts of 32768 bytes, at bytes");
     world.assert_restored("restored");
 
     world.site.init(&sources(&world.site, false));

@@ -62,7 +62,7 @@ fn what_did_not_change_is_not_read() {
         write_at(&b, &noise(6, 1000), 5 * MIB as u64);
         let third = world.night();
         assert_quiet(&third);
-        assert_eq!(third.pages_read(), MIB as u64 + 3 * 65536, "{kind}: {}", third.draft.bytes_read);
+        assert_eq!(third.pages_read(), MIB as u64 + 3 * 32768, "{kind}: {}", third.draft.bytes_read);
         world.assert_holds(&third);
 
         File::options().write(true).open(&a).unwrap().set_len(3 * MIB as u64 + 5).unwrap();

@@ -79,12 +79,14 @@ impl Chunking {
     }
 }
 
-/// The size of the blobs of a file of pages: 64 KiB, and more in large files, so that what the index and the
-/// list of its blobs cost stays below a thousandth of them.
+/// The size of the blobs of a file of pages: two pages of InnoDB, since a night's changes are scattered and every page that is
+/// stored with a changed one costs its bytes again; more in large files, so that what the index and the list of its blobs
+/// cost (about 80 bytes a blob) stays below three thousandths of them.
 fn page_blob(size: u64) -> u64 {
     const GIB: u64 = 1 << 30;
     const KIB: u64 = 1 << 10;
     match size {
+        s if s < 16 * GIB => 32 * KIB,
         s if s < 64 * GIB => 64 * KIB,
         s if s < 512 * GIB => 128 * KIB,
         s if s < 1024 * GIB => 256 * KIB,
@@ -221,7 +223,7 @@ mod tests {
     #[test]
     fn pages_are_known_by_their_first_bytes() {
         let cutting = |head: &[u8], size| chunking().cutting(head, size);
-        let paged = Cutting::Fixed(64 * 1024);
+        let paged = Cutting::Fixed(32 * 1024);
         let mut sqlite = b"SQLite format 3\0".to_vec();
         sqlite.resize(64, 0);
         assert_eq!(cutting(&sqlite, 1 << 20), paged);

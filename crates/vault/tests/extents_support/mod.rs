@@ -70,7 +70,7 @@ pub struct Night {
 impl Night {
     /// What was read beside the cut record, which is small.
     pub fn pages_read(&self) -> u64 {
-        self.draft.bytes_read.0 & !0xffff
+        self.draft.bytes_read.0 & !0x7fff
     }
 }
 
