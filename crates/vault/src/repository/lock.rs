@@ -197,10 +197,15 @@ impl Locks {
         self.refuse_if_conflicting(kind, None)?;
         let held = self.write(kind)?;
         let written = Instant::now();
-        let done = task(&held.path);
-        thread::sleep(RECHECK.saturating_sub(written.elapsed()));
-        // Who is in the way says more than what came of it.
-        match self.refuse_if_conflicting(kind, Some(&held.path)).and(done) {
+        // Before the task reads anything: writing may have taken long enough for somebody to look twice in between, delete, and be
+        // gone at our second look.
+        let seen = self.refuse_if_conflicting(kind, Some(&held.path)).and_then(|()| {
+            let done = task(&held.path);
+            thread::sleep(RECHECK.saturating_sub(written.elapsed()));
+            // Who is in the way says more than what came of it.
+            self.refuse_if_conflicting(kind, Some(&held.path)).and(done)
+        });
+        match seen {
             Ok(done) => Ok((Lock::kept(self.clone(), kind, held), done)),
             Err(refusal) => {
                 self.remove(held)?;
