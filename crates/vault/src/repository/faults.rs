@@ -6,7 +6,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicI64, Ordering},
     },
 };
@@ -17,6 +17,8 @@ use model::{logs::Beginning, logs_retention::LogsPlan, undo::Undo};
 use super::{
     Depth, Repository,
     disk::{Disk, RealDisk},
+    error::RepositoryError,
+    lock::{Lock, LockKind, Locks},
 };
 
 #[path = "../../tests/common/mod.rs"]
@@ -72,6 +74,39 @@ impl Disk for Failing {
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.step(path, None, || RealDisk.remove(path))
     }
+}
+
+/// Writing a lock takes so long that somebody who deletes looks twice meanwhile and sees nobody.
+struct Late {
+    others: Locks,
+    held: Mutex<Option<Lock>>,
+}
+
+impl Disk for Late {
+    fn put(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let mut held = self.held.lock().unwrap();
+        if held.is_none() && path.parent().is_some_and(|dir| dir.ends_with("locks")) {
+            *held = Some(self.others.take_at_once(LockKind::Exclusive).unwrap());
+        }
+        RealDisk.put(path, content)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+}
+
+#[test]
+fn nothing_is_read_under_a_lock_that_somebody_who_deletes_did_not_see() {
+    let place = Template::new().copy();
+    let disk = Arc::new(Late { others: place.repository().locks.clone(), held: Mutex::default() });
+    let ours = Repository::open_on(&place.opening, place.journal.clone(), disk.clone()).unwrap();
+    let mut is_read = false;
+    let taken = ours.locks.take_meanwhile(LockKind::Shared, |_| {
+        is_read = true;
+        Ok(())
+    });
+    assert!(matches!(taken, Err(RepositoryError::Locked { .. })));
+    assert!(disk.held.lock().unwrap().is_some() && !is_read);
 }
 
 /// A repository with one backup, copied afresh for every round.
