@@ -76,7 +76,9 @@ impl Record {
         let Self { size, inode, mtime, ctime, atime, .. } = *self;
         let nanos = [self.mtime_nanos, self.ctime_nanos, self.atime_nanos];
         let [m, c, a] = nanos;
-        ([size, inode], [mtime, ctime, atime], [m, c, a, self.mode, self.uid, self.gid, self.links])
+        // A directory's is not stored, and that of a mounted /proc is the number of processes.
+        let links = if self.kind() == FileType::Directory { 0 } else { self.links };
+        ([size, inode], [mtime, ctime, atime], [m, c, a, self.mode, self.uid, self.gid, links])
     }
 
     pub(super) fn kind(&self) -> FileType {
