@@ -35,6 +35,7 @@ fn main() -> ExitCode {
     run(&[
         ("every_moment_is_a_state_of_the_oracle", every_moment),
         ("a_killed_archive_goes_on_without_a_hole", killed_archive),
+        ("a_log_begun_anew_after_all_was_captured_goes_on", begun_anew_without_loss),
         ("a_log_begun_anew_unseen_is_a_hole_and_a_new_base", hole_and_new_base),
         ("a_new_base_is_no_hole", new_base),
         ("checkpoints_of_the_application_get_through", own_checkpoints),
@@ -150,6 +151,12 @@ fn killed_archive() {
     // It holds the database open, so that closing the other one is never the last.
     let other = open(&place.db);
     other.query_row("SELECT n FROM counter", [], |_| Ok(())).unwrap();
+    // Before its first transaction a log has no frame by which it could be known again.
+    let asked = Instant::now();
+    while captured(&epochs(&place.archive)[0]).is_none() {
+        assert!(asked.elapsed() < Duration::from_secs(30), "nothing is captured");
+        thread::sleep(Duration::from_millis(10));
+    }
     let mut random = StdRng::seed_from_u64(5);
     for _ in 0..number("STILLPOINT_LOG_KILLS", 8) {
         thread::sleep(Duration::from_millis(random.random_range(0..400)));
@@ -165,6 +172,42 @@ fn killed_archive() {
     assert_eq!(lasts.last().unwrap().0, committed, "{lasts:?}");
     println!("{committed} transactions, epochs: {lasts:?}");
     assert_eq!(all.len(), 1, "{lasts:?}");
+}
+
+/// All was captured before the archive was gone; meanwhile the log was begun anew, by a checkpoint or by a transaction that
+/// is not yet committed but has pages in it.
+fn begun_anew_without_loss() {
+    for by_writer in [false, true] {
+        let place = Place::new();
+        let mut db = make(&place.db);
+        db.execute_batch("PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=10").unwrap();
+        let archive = place.archive();
+        post(&mut db, 3000, 300);
+        caught_up(&place.archive);
+        drop(archive);
+        let how = if by_writer { "PASSIVE" } else { "RESTART" };
+        let left: (i64, i64) = db
+            .query_row(&format!("PRAGMA wal_checkpoint({how})"), [], |row| Ok((row.get(1)?, row.get(2)?)))
+            .unwrap();
+        assert_eq!(left.0, left.1, "{how}");
+        let archive = if by_writer {
+            db.execute_batch("BEGIN IMMEDIATE; UPDATE items SET body = randomblob(2900) WHERE id < 60")
+                .unwrap();
+            let archive = place.archive();
+            db.execute_batch("COMMIT").unwrap();
+            archive
+        } else {
+            place.archive()
+        };
+        let committed = post(&mut db, 100, 2);
+        caught_up(&place.archive);
+        drop(archive);
+        let all = epochs(&place.archive);
+        let holes: Vec<_> = all.iter().map(|epoch| hole(epoch)).collect();
+        assert_eq!(all.len(), 1, "by a writer: {by_writer}, {holes:?}");
+        let (reached, end) = at(&all[0], Timestamp::MAX);
+        assert_eq!((end, reached.place.unwrap().generation), (committed, 1));
+    }
 }
 
 fn hole_and_new_base() {

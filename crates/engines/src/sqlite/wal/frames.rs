@@ -101,15 +101,23 @@ impl LogHeader {
         Ok(there && (place.frame == 0 || self.slot(log, place.frame)? == Some((place.salts, place.checksum))))
     }
 
-    /// Whether the log, which is committed up to frame `end`, came directly after one that ended exactly at `place`.
+    /// Whether the log with the salts `now`, which is committed up to frame `end`, came directly after one that ended exactly
+    /// at `place`.
     ///
     /// Whoever begins a log anew counts its first salt up by one. Frames are written in order over those of the log before;
-    /// so while its frame at `place` is still there, one that had followed it would be there too.
+    /// so while its frame at `place` is still there, one that had followed it would be there too. A checkpoint may begin it
+    /// anew and leave the file to the next writer: then this is still the header of the one before.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn follows(&self, log: &File, place: &WalPosition, end: u64) -> io::Result<bool> {
-        if place.frame == 0 || end >= place.frame || self.salts.0 != place.salts.0.wrapping_add(1) {
+    pub fn follows(
+        &self,
+        log: &File,
+        place: &WalPosition,
+        (now, end): ((u32, u32), u64),
+    ) -> io::Result<bool> {
+        let is_of = self.salts == now || (end == 0 && self.salts == place.salts);
+        if !is_of || place.frame == 0 || end >= place.frame || now.0 != place.salts.0.wrapping_add(1) {
             return Ok(false);
         }
         let is_there = self.slot(log, place.frame)? == Some((place.salts, place.checksum));

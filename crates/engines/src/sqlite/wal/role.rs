@@ -41,6 +41,8 @@ const IDLE: Duration = Duration::from_millis(250);
 const SHORT_TAIL: u64 = 1000;
 /// How often a snapshot whose place is known is tried before the writers are held back for it.
 const TRIES: u32 = 50;
+/// How often it is looked whether the log goes on, if somebody writes all the time so that writers cannot be held back.
+const LOOKS: u32 = 20;
 
 /// Why the role ends.
 pub(super) enum Stop {
@@ -100,6 +102,7 @@ fn run(path: &Path) -> Result<(), Stop> {
         seen: None,
         told_at: Instant::now(),
         anew: false,
+        judged: None,
     };
     say(&Reply::Ready)?;
     say(&Reply::Begun { journal: JournalMode::Wal, moved: false })?;
@@ -120,7 +123,13 @@ struct Role {
     told_at: Instant,
     /// A new epoch was asked for.
     anew: bool,
+    /// Salts of the log of which it was found that it goes on, until it was first told from. The argument of
+    /// [`super`] begins there: another log that begins before it would hide the end of this one.
+    judged: Option<(u32, u32)>,
 }
+
+/// Salts of the log that goes on, or why something may be missing.
+type Found = Result<(u32, u32), (HoleCause, String)>;
 
 impl Role {
     fn follow(&mut self, path: &Path) -> Result<(), Stop> {
@@ -144,13 +153,13 @@ impl Role {
     fn start(&mut self, resume: Option<WalPosition>) -> Result<(), Stop> {
         let Some(place) = resume else { return self.stand(None, String::new()) };
         self.place = place;
-        // While writers wait, a log that is folded in already is not begun anew under our eyes.
-        if self.is_tail_short() {
-            self.keeper.hold_writers()?;
-        }
-        match self.goes_on(&place)? {
-            Ok(()) => {
+        match self.settled(&place)? {
+            Ok(salts) => {
+                self.judged = Some(salts);
                 say(&Reply::Continues)?;
+                if !self.is_tail_short() {
+                    self.keeper.release_writers()?;
+                }
                 self.advance()?;
                 Ok(self.keeper.release_writers()?)
             }
@@ -161,30 +170,49 @@ impl Role {
         }
     }
 
-    fn goes_on(&self, place: &WalPosition) -> Result<Result<(), (HoleCause, String)>, Stop> {
+    /// What [`Self::goes_on`] finds; a hole only if writers were held back while it looked, or if it was found again and
+    /// again. A writer that is just beginning the log anew, or that was interrupted between the two copies of the index's
+    /// header, would look like one.
+    fn settled(&mut self, place: &WalPosition) -> Result<Found, Stop> {
+        let mut looks = 0;
+        loop {
+            // While writers wait, a log that is folded in already is not begun anew under our eyes.
+            if looks > 0 || self.is_tail_short() {
+                self.keeper.hold_writers()?;
+            }
+            let found = self.goes_on(place)?;
+            looks += 1;
+            if found.is_ok() || self.keeper.holds_until().is_some() || looks == LOOKS {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Whether the log goes on from this place; its salts then, and otherwise what may be missing.
+    fn goes_on(&self, place: &WalPosition) -> Result<Found, Stop> {
         let Some(index) = self.readers.index() else {
             return Ok(Err((HoleCause::WalReset, "its index cannot be read".into())));
         };
-        let header = frames::header(&self.log)?.filter(|header| header.salts == index.salts);
+        let header = frames::header(&self.log)?;
         if index.salts != place.salts || place.salts == (0, 0) {
             let follows = match header {
-                Some(header) => header.follows(&self.log, place, index.frames)?,
+                Some(header) => header.follows(&self.log, place, (index.salts, index.frames))?,
                 None => false,
             };
             let hole = (HoleCause::WalReset, "another log was begun meanwhile".to_owned());
-            return Ok(if follows { Ok(()) } else { Err(hole) });
+            return Ok(if follows { Ok(index.salts) } else { Err(hole) });
         }
         // The machine has crashed, and the application had not synced what it had committed.
         if index.frames < place.frame {
             let detail = format!("the log ends at frame {}, before {}", index.frames, place.frame);
             return Ok(Err((HoleCause::Diverged, detail)));
         }
-        let has = match header {
+        let has = match header.filter(|header| header.salts == index.salts) {
             Some(header) => header.has(&self.log, place)?,
             None => place.frame == 0,
         };
         let other = format!("frame {} of the log is another one than was captured", place.frame);
-        Ok(if has { Ok(()) } else { Err((HoleCause::Diverged, other)) })
+        Ok(if has { Ok(index.salts) } else { Err((HoleCause::Diverged, other)) })
     }
 
     /// Makes the newest read transaction one whose place in the log is known, says so, and makes a copy of what it sees.
@@ -278,6 +306,9 @@ impl Role {
 
     fn tell_and_wait(&mut self, index: &Index) -> Result<(), Stop> {
         let captured = Timestamp::now();
+        if self.judged.take().is_some_and(|salts| salts != index.salts) {
+            return Err(Stop::Lost("another log was begun just when it was looked at".into()));
+        }
         if tell(&self.log, &mut self.place, index, captured)? == 0 {
             return Ok(());
         }
