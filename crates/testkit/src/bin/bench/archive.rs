@@ -16,6 +16,7 @@ use super::{
     options::Options,
     page,
     peer::{ALL, Ran, Tool},
+    wiki,
 };
 
 /// InnoDB's default page size, bytes.
@@ -34,7 +35,12 @@ pub fn run(options: &Options) {
     let volume = Volume::new("xfs", (largest * 8e9) as u64 + (20 << 30), &options.dir);
     let dir = volume.directory("all");
     for &gigabytes in options.sizes.iter().filter(|size| **size > 0.0) {
-        pages(options, &dir, gigabytes);
+        let (server, data) = tables(options, &dir, gigabytes);
+        pages(options, &dir, (server, data), format!("{gigabytes} GB"));
+    }
+    if options.wiki > 0 {
+        let (server, data) = articles(options, &dir);
+        pages(options, &dir, (server, data), format!("MediaWiki, {} revisions", options.wiki));
     }
     if options.small > 0 {
         small(options, &dir);
@@ -45,9 +51,9 @@ pub fn run(options: &Options) {
 }
 
 /// Tables of a real server: first, some nights, restored.
-fn pages(options: &Options, dir: &Path, gigabytes: f64) {
-    let (server, data) = tables(options, dir, gigabytes);
-    let bench = Bench { options, dir, data: data.clone(), size: format!("{gigabytes} GB"), has_pages: true };
+fn pages(options: &Options, dir: &Path, (server, data): (PrivateServer, PathBuf), size: String) {
+    println!("{size}: {}", super::machine::said("du", &["-sh", &data.to_string_lossy()]));
+    let bench = Bench { options, dir, data: data.clone(), size, has_pages: true };
     bench.first(FIRST);
     let mut random = StdRng::seed_from_u64(1);
     let mut nights = bench.tools();
@@ -65,13 +71,24 @@ fn pages(options: &Options, dir: &Path, gigabytes: f64) {
     let _ = fs::remove_dir_all(dir.join("server"));
 }
 
+/// A server for tables that are large beside its memory.
+fn server(dir: &Path) -> ServerBuilder {
+    let builder = PrivateServer::builder().directory(dir.join("server"));
+    builder.option("--innodb-buffer-pool-size=512M").no_binlog()
+}
+
+/// The data directory of a stopped server with the tables of a wiki, whose edits have aged them.
+fn articles(options: &Options, dir: &Path) -> (PrivateServer, PathBuf) {
+    let mut server = server(dir).option("--innodb-flush-log-at-trx-commit=0").start();
+    wiki::fill(options, &server, dir);
+    server.stop();
+    let data = server.datadir().to_owned();
+    (server, data)
+}
+
 /// The data directory of a stopped server, aged; it is there until the server is dropped.
 fn tables(options: &Options, dir: &Path, gigabytes: f64) -> (PrivateServer, PathBuf) {
-    let builder = PrivateServer::builder()
-        .directory(dir.join("server"))
-        .option("--innodb-buffer-pool-size=512M")
-        .no_binlog();
-    let mut server = ServerBuilder::start(builder);
+    let mut server = server(dir).start();
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "gigabytes of tests")]
     let tables = Sysbench::sized(options.files, (gigabytes * 1e9) as u64);
     println!("making {} tables of {} rows", tables.tables, tables.rows);
@@ -247,8 +264,9 @@ fn warm(below: &Path) {
 }
 
 fn change_pages(data: &Path, random: &mut StdRng) {
-    let tables = fs::read_dir(data.join("sbtest")).expect("the tables' directory").flatten();
-    let mut tables: Vec<PathBuf> = tables.map(|entry| entry.path()).collect();
+    let of = |name: &str| fs::read_dir(data.join(name)).into_iter().flatten().flatten();
+    let mut tables: Vec<PathBuf> =
+        ["sbtest", "wiki"].into_iter().flat_map(of).map(|entry| entry.path()).collect();
     tables.sort();
     let mut page = vec![0; usize::try_from(PAGE).expect("a page is small")];
     for table in tables.iter().filter(|path| path.extension().is_some_and(|e| e == "ibd")) {

@@ -17,6 +17,7 @@ mod replay;
 mod scene;
 mod stall;
 mod tools;
+mod wiki;
 
 use std::{env, process::ExitCode};
 

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 pub const USAGE: &str = "usage: bench stall|tools|lvm|archive|log|replay|page [--dir DIR] [--program FILE] [--page FILE] [--fs xfs,btrfs] \
                          [--gb 0.5,2.4,8] [--age fresh,aged] [--files 230] [--cuts 20] [--runs 3] [--nights 10] \
-                         [--threads 4] [--rate 200] [--clients 4] [--small 100000] [--million 1000000] [--mb 400] [--rustic FILE]";
+                         [--threads 4] [--rate 200] [--clients 4] [--small 100000] [--million 1000000] [--mb 400] [--rustic FILE] \
+                         [--wiki 16000] [--mediawiki DIR]";
 
 /// What is to be measured, and how often.
 #[derive(Clone, Debug)]
@@ -43,6 +44,10 @@ pub struct Options {
     pub million: u64,
     /// Binary logs that are replayed, in units of 10⁶ bytes.
     pub megabytes: u64,
+    /// Revisions of a MediaWiki of the archiver's cases; none if 0.
+    pub wiki: usize,
+    /// Its programs.
+    pub mediawiki: PathBuf,
     /// Another tool's program, which no distribution has.
     pub rustic: PathBuf,
 }
@@ -69,6 +74,8 @@ impl Options {
             small: 100_000,
             million: 1_000_000,
             megabytes: 400,
+            wiki: 16_000,
+            mediawiki: PathBuf::from("target/mediawiki"),
             rustic: PathBuf::from("target/rustic/bin/rustic"),
         };
         if command == "lvm" || command == "lvm-guest" {
@@ -110,6 +117,8 @@ impl Options {
             "--small" => self.small = number(value)?,
             "--million" => self.million = number(value)?,
             "--mb" => self.megabytes = number(value)?,
+            "--wiki" => self.wiki = number(value)?,
+            "--mediawiki" => self.mediawiki = value.into(),
             "--rustic" => self.rustic = value.into(),
             other => return Err(format!("{other} is not known")),
         }
