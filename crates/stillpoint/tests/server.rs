@@ -3,13 +3,14 @@
 //! the stall budget, the verdict is right, and the server is left as it was.
 #![allow(clippy::print_stdout, reason = "figures and seeds are for whoever reads the test's output")]
 
+// Its long test is the first by name, so that the others run beside it.
+#[path = "server/broken.rs"]
+mod broken;
 mod common;
 #[path = "server/cuts.rs"]
 mod cuts;
 #[path = "server/disturbed.rs"]
 mod disturbed;
-#[path = "server/lost.rs"]
-mod lost;
 #[path = "server/site.rs"]
 mod site;
 #[path = "server/watch.rs"]
