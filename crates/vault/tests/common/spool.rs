@@ -34,8 +34,9 @@ pub fn place(file: u64, offset: u64) -> LogPlace {
 }
 
 fn number_of(place: &LogPlace) -> u64 {
-    let LogPlace::Binlog(place) = place else { panic!("{place}") };
-    place.file.rsplit_once('.').unwrap().1.parse().unwrap()
+    let LogPlace::Binlog(place) = place else { return 0 };
+    // A head that was changed may say anything.
+    place.file.rsplit_once('.').and_then(|(_, number)| number.parse().ok()).unwrap_or(0)
 }
 
 /// The archive of one server: each segment is a file of its log.
