@@ -21,6 +21,7 @@ pub mod known;
 pub mod logs;
 pub mod logs_retention;
 pub mod logs_store;
+pub mod pace;
 pub mod pathtext;
 pub mod plan;
 pub mod port;

@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use model::{
     inventory::{Database, InventoryText, Keep, ProcessSelector, parse},
+    pace::{IoClass, Pace},
     plan::HoldClass,
     problem::Effect,
     record::{BackupRecord, CutRecord, RECORD_VERSION},
@@ -34,6 +35,7 @@ fn every_sample_has_its_test() {
         "inventory-1.toml",
         "inventory-2.toml",
         "inventory-3.toml",
+        "inventory-4.toml",
         "logs-record-1.json", // in src/logs_store/tests.rs
     ];
     assert_eq!(names, tested.map(String::from).into());
@@ -111,6 +113,18 @@ fn inventory_3() {
     );
     let archive = server.databases[0].archive();
     assert_eq!((archive.segment.0, archive.acknowledge), (64 << 20, true));
+}
+
+#[test]
+fn inventory_4() {
+    let text = InventoryText { file: "inventory-4.toml".into(), text: sample("inventory-4.toml") };
+    let inventory = parse(&text, &[], "unused").unwrap_or_else(|e| panic!("{e}"));
+    let [hydro, wiki] = &inventory.applications[..] else { panic!("{:?}", inventory.applications) };
+    let pace = |limit, io_class| Pace { read_limit: Some(Bytes(limit)), io_class };
+    assert_eq!(hydro.settings.pace, pace(512 << 10, IoClass::Inherited));
+    assert_eq!(wiki.settings.pace, pace(50 << 20, IoClass::Idle));
+    assert_eq!((hydro.settings.changed_extents_only, wiki.settings.changed_extents_only), (false, true));
+    assert_eq!(wiki.settings.read_all_every, Duration::from_secs(14 * 86_400));
 }
 
 #[test]

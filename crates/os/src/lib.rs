@@ -11,6 +11,7 @@ pub mod lvm;
 pub mod memory;
 pub mod mounted;
 pub mod mounts;
+pub mod priority;
 pub mod process;
 pub mod site;
 pub mod staging;

@@ -21,6 +21,7 @@ use globset::Glob;
 
 use crate::{
     id::{AppName, Relpath, ServerName, SourceId, VmName},
+    pace::Pace,
     reference::Choice,
     server::ServerAccess,
     size::Bytes,
@@ -232,6 +233,8 @@ pub struct Settings {
     pub read_all_every: Duration,
     /// How long what is archived of logs stays on this machine although the repository has it.
     pub local_window: Duration,
+    /// How hard the disks are gone at while applications run.
+    pub pace: Pace,
 }
 
 impl Settings {
@@ -254,6 +257,7 @@ impl Default for Settings {
             changed_extents_only: false,
             read_all_every: Duration::from_secs(7 * 86_400),
             local_window: Duration::from_secs(48 * 3600),
+            pace: Pace::default(),
         }
     }
 }

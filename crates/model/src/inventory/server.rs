@@ -13,10 +13,10 @@ use crate::{
         parse::path,
         raw::{At, Section},
         settings::length_of,
+        values::bytes,
     },
     pathtext,
     server::{Flavor, ServerAccess, ServerAddress},
-    size::Bytes,
 };
 
 /// Port of MariaDB and MySQL, <https://mariadb.com/kb/en/server-system-variables/#port>.
@@ -150,13 +150,6 @@ pub(super) fn archive(section: Section<'_, '_>, is_server: bool) -> Archive {
 
 /// Segments are not smaller or larger than these bytes.
 const SEGMENTS: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 30;
-
-/// A whole number and KiB, MiB or GiB.
-fn bytes(text: &str) -> Option<Bytes> {
-    let units = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
-    let (number, shift) = units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)))?;
-    number.trim_end().parse::<u64>().ok()?.checked_mul(1 << shift).map(Bytes)
-}
 
 /// How the server itself is stopped and started, for restores in place.
 fn service(section: &Section<'_, '_>) -> Option<Hooks> {

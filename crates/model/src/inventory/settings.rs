@@ -8,9 +8,11 @@ use crate::{
     inventory::{
         Keep, Settings,
         raw::{At, Section},
-        values::duration,
+        values::{bytes, duration},
     },
+    pace::IoClass,
     schedule,
+    size::Bytes,
     verdict::Verdict,
 };
 
@@ -51,6 +53,19 @@ pub(super) fn settings(section: &Section<'_, '_>, inherited: &Settings) -> Setti
     if let Some(window) = length(section, "local_window", "\"48h\"") {
         found.local_window = window;
     }
+    if let Some(limit) = section.text("read_limit").and_then(|text| read_limit(section, text)) {
+        found.pace.read_limit = Some(limit);
+    }
+    if let Some(text) = section.text("io_class") {
+        match text.value {
+            "idle" => found.pace.io_class = IoClass::Idle,
+            "inherited" => found.pace.io_class = IoClass::Inherited,
+            other => {
+                let what = format!("io_class = {other:?} is no class");
+                section.report(text.line, what, "write \"idle\" or \"inherited\"");
+            }
+        }
+    }
     if let Some(rules) = section.section("keep", "keep") {
         found.keep = keep(rules).unwrap_or(found.keep);
     }
@@ -76,6 +91,17 @@ fn keep(section: Section<'_, '_>) -> Option<Keep> {
         page.report(line, "keep keeps nothing", "write for example keep = { daily = 30, weekly = 8 }");
     }
     (sound && !nothing).then_some(keep)
+}
+
+/// A number of bytes a second; one that would take days for a gigabyte is a mistake.
+fn read_limit(section: &Section<'_, '_>, found: At<&str>) -> Option<Bytes> {
+    const LEAST: Bytes = Bytes(64 << 10);
+    let limit = found.value.strip_suffix("/s").and_then(bytes).filter(|limit| *limit >= LEAST);
+    if limit.is_none() {
+        let what = format!("read_limit = {:?} is no number of bytes a second", found.value);
+        section.report(found.line, what, "write 64KiB/s or more, such as \"50MiB/s\"");
+    }
+    limit
 }
 
 /// The length of time under `key`, if it is there and is one.

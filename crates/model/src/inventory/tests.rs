@@ -143,7 +143,8 @@ fn every_error_names_file_line_fault_and_remedy() {
     assert_eq!(
         errors("[defaults]\ncolour = 1\n"),
         ["main.toml:4: unknown key \"colour\" in [defaults]; \
-          allowed here: schedule, stall_budget, require, point_in_time, changed_extents_only, read_all_every, local_window, keep"]
+          allowed here: schedule, stall_budget, require, point_in_time, changed_extents_only, read_all_every, local_window, \
+          read_limit, io_class, keep"]
     );
 }
 

@@ -1,10 +1,12 @@
-//! Values that the text form writes as strings: lengths of time and patterns.
+//! Values that the text form writes as strings: lengths of time, sizes and patterns.
 //!
 //! Crash story: pure functions, no effects.
 
 use std::time::Duration;
 
 use globset::{Glob, GlobBuilder};
+
+use crate::size::Bytes;
 
 const UNITS: [(&str, u64); 6] =
     [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000), ("w", 604_800_000)];
@@ -26,6 +28,13 @@ pub fn show_duration(duration: Duration) -> String {
     let (unit, size) = UNITS.iter().rev().find(fits).copied().unwrap_or(("ms", 1));
     // Days read better than weeks: 30d, 14d.
     if unit == "w" { format!("{}d", millis / 86_400_000) } else { format!("{}{unit}", millis / size) }
+}
+
+/// A size: a whole number and KiB, MiB or GiB, such as `16MiB`.
+pub(super) fn bytes(text: &str) -> Option<Bytes> {
+    let units = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
+    let (number, shift) = units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)))?;
+    number.trim_end().parse::<u64>().ok()?.checked_mul(1 << shift).map(Bytes)
 }
 
 /// A pattern of what to leave out, matched against paths relative to the directory's root. `*` and `?` stop

@@ -40,7 +40,8 @@ pub fn plans(context: &Context, run: &Run<'_>, applications: &[&Application]) ->
         let (plan, facts) = backup::plan(run, application).map_err(Fault::from)?;
         let reading = reference::planned(run, application);
         let missing = missing(run.inventory, application);
-        plans.applications.push(Planned { plan, facts, reading, missing });
+        let pace = application.settings.pace;
+        plans.applications.push(Planned { plan, facts, reading, pace, missing });
     }
     Ok(plans)
 }

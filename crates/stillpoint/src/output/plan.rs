@@ -4,6 +4,7 @@
 
 use model::{
     inventory::{InventoryError, ProcessSelector, show_duration},
+    pace::Pace,
     pathtext::show,
     plan::{CutPlan, Facts, HoldMethod, PinMethod, ProcessMethod, SqliteFacts},
     reference::Reading,
@@ -32,6 +33,8 @@ pub struct Planned {
     /// How files would be read, and what that costs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reading: Option<PlannedReading>,
+    /// How hard it would go at the disks after the thaw.
+    pub pace: Pace,
     /// Paths of the inventory that do not exist.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<InventoryError>,
@@ -88,6 +91,9 @@ impl Planned {
             if let Some(own) = reference_bytes {
                 text.push_str(&format!("\n  the frozen copies of the backup before take up {own}"));
             }
+        }
+        if let Some(pace) = self.pace.describe() {
+            text.push_str(&format!("\nread and store {pace}"));
         }
         for note in &plan.notes {
             text.push_str(&format!("\n  note: {note}"));

@@ -124,6 +124,7 @@ fn with_job<T>(
     });
     let repository = opened.insert(found?);
     repository.use_reference(reference::of(run, request.application));
+    repository.go_at(request.application.settings.pace);
     let previous = repository.backups()?;
     let (plan, facts) = planned?;
     let fingerprints = match facts.sqlite.is_empty() {

@@ -232,6 +232,7 @@ fn run_from(job: &Job<'_>, from: usize) -> Range<usize> {
 /// One worker: works until nothing is left, and returns what is left in its pack.
 pub(crate) fn work(job: &Job<'_>, board: &Board) -> Option<Sealed> {
     let _alarm = Alarm(board);
+    job.feed.gentle().settle();
     let packer = match Packer::new(BlobType::Data, job.data_pack, job.sink.level) {
         Ok(packer) => packer,
         Err(error) => {

@@ -8,12 +8,13 @@ use std::{collections::HashSet, path::PathBuf, sync::Arc};
 use jiff::Timestamp;
 use model::{
     id::BackupId,
+    pace::Pace,
     problem::Problem,
     reference::{Kept, Reading, Reference, reading},
 };
 use rustic_core::repofile::SnapshotId;
 
-use super::{error::RepositoryError, open::Repository, snapshot};
+use super::{error::RepositoryError, gentle::Gentle, open::Repository, snapshot};
 use crate::{
     archiver::{Archiver, Carry, Frozen, Older, digest},
     reference::{self, Keeper, Listed, Referencing},
@@ -31,6 +32,11 @@ impl Repository {
     /// From now on backups use this reference and replace it. Whoever says so holds the lock of the application's runs.
     pub fn use_reference(&mut self, referencing: Referencing) {
         self.reference.referencing = Some(referencing);
+    }
+
+    /// From now on files are read and stored at this pace.
+    pub fn go_at(&mut self, pace: Pace) {
+        self.gentle = Gentle::new(pace);
     }
 
     /// What went wrong when the reference was replaced by that of a listed backup; once.

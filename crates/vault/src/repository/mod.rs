@@ -18,6 +18,7 @@ mod disk;
 pub(crate) mod error;
 #[cfg(test)]
 mod faults;
+mod gentle;
 mod keys;
 mod lock;
 mod logs;

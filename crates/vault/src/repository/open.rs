@@ -23,6 +23,7 @@ use super::{
     crypt::SecretKey,
     disk::{Disk, RealDisk},
     error::{RepositoryError, StorageError, while_doing},
+    gentle::Gentle,
     keys::{self, KeyInfo},
     lock::{Lock, LockKind, Locks, Me},
     meter::Meter,
@@ -49,6 +50,7 @@ pub struct Repository {
     pub(super) key_id: Id,
     pub(super) session: Option<super::store::Session>,
     pub(super) reference: ReferenceState,
+    pub(super) gentle: Gentle,
     /// What was last read of the index, for who reads it again at once.
     pub(super) read_index: ReadIndex,
 }
@@ -110,6 +112,7 @@ impl Repository {
             key_id,
             session: None,
             reference: ReferenceState::default(),
+            gentle: Gentle::default(),
             read_index: ReadIndex::default(),
         })
     }

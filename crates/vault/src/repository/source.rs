@@ -30,7 +30,7 @@ use rustix::{
     io::{Errno, ReadWriteFlags, preadv2},
 };
 
-use super::node;
+use super::{gentle::Gentle, node};
 
 /// Files up to this size in bytes are in the page cache as a whole or not at all.
 const PAGE: u64 = 4096;
@@ -54,6 +54,7 @@ struct Inner {
     order: Vec<Slot>,
     /// Stamps in the parents: see [`Inner::ctime`].
     parents: Vec<Arc<Known>>,
+    gentle: Gentle,
     faults: Mutex<BTreeMap<usize, Fault>>,
     /// Nothing more is fed.
     stopped: AtomicBool,
@@ -69,7 +70,12 @@ enum Slot {
 
 impl Feed {
     /// Feeds the manifest, and those of `more` whose paths it lacks.
-    pub(crate) fn new(manifest: Arc<Manifest>, more: Vec<Entry>, parents: Vec<Arc<Known>>) -> Self {
+    pub(crate) fn new(
+        manifest: Arc<Manifest>,
+        more: Vec<Entry>,
+        parents: Vec<Arc<Known>>,
+        gentle: Gentle,
+    ) -> Self {
         let mut order = Vec::with_capacity(manifest.entries.len() + more.len());
         let mut rest = more.iter().enumerate().peekable();
         for (i, entry) in manifest.entries.iter().enumerate() {
@@ -85,6 +91,7 @@ impl Feed {
             more,
             order,
             parents,
+            gentle,
             faults: Mutex::default(),
             stopped: AtomicBool::new(false),
             read: AtomicU64::new(0),
@@ -114,6 +121,16 @@ impl Feed {
     /// Whether somebody asked to stop.
     pub(crate) fn is_stopped(&self) -> bool {
         self.0.stopped.load(Ordering::Relaxed)
+    }
+
+    /// How hard the disks are gone at.
+    pub(crate) fn gentle(&self) -> &Gentle {
+        &self.0.gentle
+    }
+
+    /// Waits until so many bytes may be read.
+    fn wait_for(&self, bytes: usize) {
+        self.0.gentle.wait_for(bytes as u64, || self.is_stopped());
     }
 
     /// So many bytes of files were read.
@@ -293,6 +310,7 @@ impl Source {
     pub(crate) fn read_whole(feed: &Feed, place: usize, buffer: &mut Vec<u8>) -> Result<(), Fault> {
         let mut source = Self::opened(feed, place)?;
         let size = source.size.0 as usize;
+        feed.wait_for(size);
         buffer.resize(size + 1, 0);
         if let Some(file) = source.file() {
             let got = preadv2(file, &mut [IoSliceMut::new(buffer)], 0, ReadWriteFlags::NOWAIT);
@@ -303,7 +321,7 @@ impl Source {
             source.cold = got == Err(Errno::AGAIN) && source.is_cold();
         }
         buffer.truncate(size);
-        source.read(buffer, 0)?;
+        source.fill(buffer, 0)?;
         source.finish()
     }
 
@@ -343,11 +361,16 @@ impl Source {
         }
     }
 
-    /// Fills the buffer with what stands from this byte on.
+    /// Fills the buffer with what stands from this byte on, when it may.
     ///
     /// # Errors
     /// If it cannot be read, or ends before the buffer is full.
     pub(crate) fn read(&self, buffer: &mut [u8], from: u64) -> Result<(), Fault> {
+        self.feed.wait_for(buffer.len());
+        self.fill(buffer, from)
+    }
+
+    fn fill(&self, buffer: &mut [u8], from: u64) -> Result<(), Fault> {
         let got = match &self.content {
             Content::Inline => self.inline(buffer, from),
             Content::Pinned(file) | Content::Live(file, _) => file.read_exact_at(buffer, from),

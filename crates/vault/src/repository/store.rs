@@ -153,7 +153,7 @@ impl Repository {
         let session = self.session()?;
         let (archiver, bases) = (session.archiver.clone(), session.bases());
         let total = manifest.bytes();
-        let feed = Feed::new(manifest, Vec::new(), known_of(&bases));
+        let feed = Feed::new(manifest, Vec::new(), known_of(&bases), self.gentle.clone());
         let ahead = self.archive(&feed, &bases, None, (progress, Stage::StoringAhead, total), |pass| {
             archiver.store_ahead(pass)
         })?;
@@ -172,7 +172,7 @@ impl Repository {
         let session = self.session()?;
         let (archiver, bases) = (session.archiver.clone(), session.bases());
         let total = manifest.bytes();
-        let feed = Feed::new(manifest, record_entries(cut)?, known_of(&bases));
+        let feed = Feed::new(manifest, record_entries(cut)?, known_of(&bases), self.gentle.clone());
         let carry = self.begin_carry()?;
         let root =
             self.archive(&feed, &bases, carry.as_ref(), (progress, Stage::Storing, total), |pass| {
@@ -193,6 +193,7 @@ impl Repository {
         let session = self.session()?;
         let token = session.drafts.len() as u64 + 1;
         let learnt = carry.as_ref().map(Carry::problems).unwrap_or_default();
+        let learnt = learnt.into_iter().chain(feed.gentle().problem());
         session.drafts.insert(token, Pending { tree: root.id().into(), cut: cut.clone(), carry });
         Ok(Draft {
             token,
@@ -223,7 +224,7 @@ impl Repository {
             .into_iter()
             .collect();
         let total = manifest.bytes();
-        let feed = Feed::new(Arc::new(manifest), Vec::new(), Vec::new());
+        let feed = Feed::new(Arc::new(manifest), Vec::new(), Vec::new(), self.gentle.clone());
         let root = self
             .archive(&feed, &bases, None, (progress, Stage::Storing, total), |pass| archiver.store(pass))?;
         archiver.index.note_packs(&packs(&self.backend)?);
