@@ -318,7 +318,7 @@ fn expected(kind: &str, damage: Damage) -> [Came; 4] {
         ("snapshot", Damage::Missing) => [Right, Error, Right, Right],
         ("snapshot", _) => [Lacking, Error, Right, Right],
         // Nothing is written on top, since everything would be stored again.
-        ("index", Damage::Truncated | Damage::Flipped | Damage::Emptied) => [Error; 4],
+        ("index", Damage::Truncated | Damage::Flipped | Damage::Emptied) => [Lacking, Error, Error, Error],
         ("index", Damage::Missing) => [Lacking, Lacking, Right, Right],
         // A backup relies on what the index promises, and says what is not there.
         ("data pack", _) => [Lacking, Lacking, Lacking, Right],

@@ -103,7 +103,19 @@ impl Repository {
         let damage = trees::walk(self, &catalog, &roots);
         problems.extend(self.told(&catalog, &damage));
         if roots.iter().any(|root| root.is_log) {
-            problems.extend(logs::problems(self, depth)?);
+            match logs::problems(self, depth) {
+                Ok(found) => problems.extend(found),
+                // What else was found says why, and is the thing to mend first.
+                Err(error) if problems.iter().any(|problem| problem.effect == Effect::Missing) => {
+                    let what = format!("the log archive cannot be checked: {}", full(&error));
+                    problems.push(Problem::missing(
+                        self.dir(),
+                        what,
+                        "mend what else is named, then check again",
+                    ));
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(CheckReport {
             problems,
