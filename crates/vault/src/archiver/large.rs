@@ -91,6 +91,13 @@ impl Large {
         self.source.pinned()
     }
 
+    /// Before anything is claimed: all of a pinned copy is read, from its original's memory where that is the same.
+    pub(crate) fn look_for_original(&mut self) {
+        if self.chunks().is_none() {
+            self.source.look_for_original();
+        }
+    }
+
     /// Before anything is claimed: what is known of it from the backup before.
     pub(crate) fn compare_with(&mut self, compared: Compared) {
         lock(&self.parts).complete = compared.chunks().is_some_and(<[u32]>::is_empty);

@@ -324,6 +324,11 @@ impl Worker<'_, '_> {
         let mut large = Large::begin(source, size, self.job.chunking)?;
         if let (Some(carry), Some(entry)) = (self.job.carry, self.job.feed.entry(place)) {
             self.job.meter.count(carry.compare(entry, &mut large));
+            if !carry.is_to_be_proven(entry) {
+                large.look_for_original();
+            }
+        } else {
+            large.look_for_original();
         }
         let large = Arc::new(large);
         self.board.deliver(&mut self.results);

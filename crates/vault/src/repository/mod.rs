@@ -25,6 +25,7 @@ mod logs;
 pub(crate) mod meter;
 pub(crate) mod node;
 mod open;
+mod original;
 mod password;
 #[cfg(test)]
 mod readers;

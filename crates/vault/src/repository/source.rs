@@ -30,7 +30,7 @@ use rustix::{
     io::{Errno, ReadWriteFlags, preadv2},
 };
 
-use super::{gentle::Gentle, node};
+use super::{gentle::Gentle, node, original::Original};
 
 /// Files up to this size in bytes are in the page cache as a whole or not at all.
 const PAGE: u64 = 4096;
@@ -205,6 +205,8 @@ pub(crate) struct Source {
     size: Bytes,
     /// Nothing of it was in the page cache, and nothing is left there.
     cold: bool,
+    /// Where the same bytes may be in memory.
+    original: Option<Original>,
 }
 
 enum Content {
@@ -249,7 +251,7 @@ fn changed(when: &str) -> Fault {
 
 /// Opens a regular file without following a link at its end, waiting for a pipe, or touching its time of
 /// access where we may.
-fn open(path: &Path) -> io::Result<(File, Metadata)> {
+pub(super) fn open(path: &Path) -> io::Result<(File, Metadata)> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file: File = rustix::fs::open(path, flags | OFlags::NOATIME, Mode::empty())
         .or_else(|error| match error {
@@ -299,7 +301,7 @@ impl Source {
         let missing = || Fault { what: "it is not in the manifest".into(), remedy: "" };
         let entry = feed.entry(place).ok_or_else(missing)?;
         let (content, size) = (Content::open(entry)?, entry.meta.size);
-        Ok(Self { feed: feed.clone(), place, content, size, cold: false })
+        Ok(Self { feed: feed.clone(), place, content, size, cold: false, original: None })
     }
 
     /// Reads the whole file at this place of a feed into the buffer. One that is in the page cache takes one system
@@ -370,7 +372,18 @@ impl Source {
         self.fill(buffer, from)
     }
 
+    /// From now on takes from the original of a pinned copy what is in memory there and provably the same.
+    pub(crate) fn look_for_original(&mut self) {
+        let taken_at = self.feed.0.manifest.taken_at;
+        let entry = self.feed.entry(self.place);
+        self.original =
+            entry.zip(self.pinned()).and_then(|(entry, copy)| Original::of(entry, copy, taken_at));
+    }
+
     fn fill(&self, buffer: &mut [u8], from: u64) -> Result<(), Fault> {
+        if self.original.as_ref().is_some_and(|original| original.read(buffer, from)) {
+            return Ok(());
+        }
         let got = match &self.content {
             Content::Inline => self.inline(buffer, from),
             Content::Pinned(file) | Content::Live(file, _) => file.read_exact_at(buffer, from),

@@ -135,7 +135,7 @@ impl World {
     }
 
     /// Pins everything by clones in a directory of ours.
-    fn pin(&self) -> (Staging, Vec<Entry>) {
+    pub fn pin(&self) -> (Staging, Vec<Entry>) {
         let journal: Arc<dyn Journal> = self.place.journal.clone();
         let staging = Staging::create(&journal, &self.staging(), "tree").unwrap();
         let mut entries = Vec::new();
