@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 pub const USAGE: &str = "usage: bench stall|tools|lvm|archive|log|replay|page [--dir DIR] [--program FILE] [--page FILE] [--fs xfs,btrfs] \
                          [--gb 0.5,2.4,8] [--age fresh,aged] [--files 230] [--cuts 20] [--runs 3] [--nights 10] \
-                         [--threads 4] [--rate 200] [--clients 4] [--small 100000] [--million 1000000] [--mb 400] [--rustic FILE]";
+                         [--threads 4] [--rate 200] [--clients 4] [--small 100000] [--million 1000000] [--mb 400] [--rustic FILE] \
+                         [--only stillpoint,rustic]";
 
 /// What is to be measured, and how often.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ pub struct Options {
     pub megabytes: u64,
     /// Another tool's program, which no distribution has.
     pub rustic: PathBuf,
+    /// The archivers that are measured, all if there are none; without the others nothing is written on the page.
+    pub only: Vec<String>,
 }
 
 impl Options {
@@ -70,6 +73,7 @@ impl Options {
             million: 1_000_000,
             megabytes: 400,
             rustic: PathBuf::from("target/rustic/bin/rustic"),
+            only: Vec::new(),
         };
         if command == "lvm" || command == "lvm-guest" {
             // The virtual machine computes about ten times slower.
@@ -111,6 +115,7 @@ impl Options {
             "--million" => self.million = number(value)?,
             "--mb" => self.megabytes = number(value)?,
             "--rustic" => self.rustic = value.into(),
+            "--only" => self.only = words(value),
             other => return Err(format!("{other} is not known")),
         }
         Ok(())
