@@ -8,7 +8,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Write},
+    io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -18,7 +18,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::staging::random_hex;
+use crate::{direct, staging::random_hex};
 
 /// How the names of unfinished files begin.
 const TEMPORARY: &str = ".stillpoint-tmp-";
@@ -161,9 +161,8 @@ fn is_still_at(file: &File, path: &Path) -> io::Result<bool> {
 
 fn write_temporary(path: &Path, bytes: &[u8], mode: u32) -> io::Result<PathBuf> {
     let temporary = parent(path).join(format!("{TEMPORARY}{}", random_hex()?));
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    let written = file
-        .write_all(bytes)
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let written = direct::write_new(&file, bytes)
         .and_then(|()| Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?))
         .and_then(|()| file.sync_all());
     match written {

@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod command;
+pub mod direct;
 pub mod durable;
 pub mod extents;
 pub mod hold;

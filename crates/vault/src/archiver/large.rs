@@ -8,9 +8,12 @@
 
 use std::{
     fs::File,
+    iter,
     ops::Range,
     sync::{Mutex, MutexGuard, PoisonError},
 };
+
+use os::direct;
 
 use super::{
     carry::Compared,
@@ -51,8 +54,18 @@ struct Parts {
 #[derive(Debug)]
 pub(crate) struct Piece {
     number: usize,
+    /// Where it begins in the buffer.
+    begin: usize,
     /// Where its blobs end in the buffer, in order.
-    pub(crate) ends: Vec<usize>,
+    ends: Vec<usize>,
+}
+
+impl Piece {
+    /// Where its blobs are in the buffer, in order.
+    pub(crate) fn blobs(&self) -> Vec<Range<usize>> {
+        let begins = iter::once(&self.begin).chain(&self.ends);
+        begins.zip(&self.ends).map(|(begin, end)| *begin..*end).collect()
+    }
 }
 
 /// What became of a file.
@@ -143,14 +156,15 @@ impl Large {
                 *cursor = to;
                 let number = self.issue(to);
                 drop(cursor);
+                let length = (to - from) as usize;
+                let begin = begin_in(buffer, length);
                 let ends = (from..to).step_by(blob as usize).map(|at| ((at + blob).min(to) - from) as usize);
-                let piece = Piece { number, ends: ends.collect() };
-                self.read(buffer, from, to).inspect_err(|_| {
+                let ends = ends.map(|end| begin + end).collect();
+                self.source.read_once(&mut buffer[begin..], length, from).inspect_err(|_| {
                     *lock(&self.cursor) = self.size;
                     self.lose(1);
                 })?;
-                self.source.forget(from, to - from);
-                Ok(Some(piece))
+                Ok(Some(Piece { number, begin, ends }))
             }
             Cutting::Content => {
                 let cut = self.find_cuts(roller, max, buffer, from).inspect_err(|_| {
@@ -160,7 +174,7 @@ impl Large {
                 let length = cut.last().map_or(0, |end| *end as u64);
                 *cursor = from + length;
                 self.source.forget(from, length);
-                Ok(Some(Piece { number: self.issue(*cursor), ends: cut }))
+                Ok(Some(Piece { number: self.issue(*cursor), begin: 0, ends: cut }))
             }
         }
     }
@@ -182,23 +196,22 @@ impl Large {
             let start = u64::from(chunk) * blob;
             start..(start + blob).min(self.size)
         };
-        buffer.clear();
-        let mut ends = Vec::with_capacity(to - from);
+        let begin = begin_in(buffer, (to - from) * blob as usize);
+        let (mut at, mut ends) = (begin, Vec::with_capacity(to - from));
         for run in chunks[from..to].chunk_by(|a, b| a + 1 == *b) {
-            let begin = buffer.len();
+            let first = at;
             for chunk in run {
                 let Range { start, end } = bounds(*chunk);
-                ends.push(ends.last().copied().unwrap_or(0) + (end - start) as usize);
+                at += (end - start) as usize;
+                ends.push(at);
             }
-            buffer.resize(ends.last().copied().unwrap_or(0), 0);
-            let at = bounds(run[0]).start;
-            self.source.read(&mut buffer[begin..], at).inspect_err(|_| {
+            let start = bounds(run[0]).start;
+            self.source.read_once(&mut buffer[first..], at - first, start).inspect_err(|_| {
                 *lock(&self.cursor) = self.end();
                 self.lose(1);
             })?;
-            self.source.forget(at, (buffer.len() - begin) as u64);
         }
-        Ok(Piece { number, ends })
+        Ok(Piece { number, begin, ends })
     }
 
     /// Reads on from here until there is at least one cut.
@@ -281,6 +294,15 @@ impl Large {
             None => read,
         }))
     }
+}
+
+/// Where in the buffer the first block of memory begins, after which there is room for so many bytes.
+fn begin_in(buffer: &mut Vec<u8>, length: usize) -> usize {
+    let room = direct::room(length);
+    if buffer.len() < room {
+        buffer.resize(room, 0);
+    }
+    direct::first_block(buffer)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

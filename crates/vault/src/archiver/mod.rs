@@ -20,6 +20,7 @@ mod blobs;
 mod carried;
 mod carry;
 mod chunk;
+mod hashes;
 mod index;
 mod indexer;
 mod large;

@@ -39,6 +39,10 @@ const RUN_BYTES: u64 = 1 << 20;
 /// Workers are at most so many entries ahead of the caller: results wait in memory.
 const AHEAD: usize = 1 << 14;
 
+/// So many blobs of a large file get their names together: small ones still are in the processor's cache when they are
+/// compressed.
+const TOGETHER: usize = 12;
+
 /// How often whoever waits looks whether somebody asked to stop.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -364,22 +368,29 @@ impl Worker<'_, '_> {
     }
 
     fn piece(&mut self, piece: &Piece) -> Result<Vec<Place>, RepositoryError> {
-        let mut from = 0;
-        let mut places = Vec::with_capacity(piece.ends.len());
-        for end in &piece.ends {
-            places.push(self.store(from..*end)?);
-            from = *end;
+        let blobs = piece.blobs();
+        let mut places = Vec::with_capacity(blobs.len());
+        for some in blobs.chunks(TOGETHER) {
+            let contents: Vec<&[u8]> = some.iter().map(|blob| &self.buffer[blob.clone()]).collect();
+            for (blob, name) in some.iter().zip(Name::of_all(&contents)) {
+                places.push(self.store_as(name, blob.clone())?);
+            }
         }
-        self.job.meter.count(from as u64);
-        self.job.feed.was_read(from as u64);
+        let bytes = blobs.iter().map(|blob| blob.len() as u64).sum();
+        self.job.meter.count(bytes);
+        self.job.feed.was_read(bytes);
         Ok(places)
     }
 
     /// Stores a blob that stands in the buffer, unless it is there already.
     fn store(&mut self, range: Range<usize>) -> Result<Place, RepositoryError> {
+        let name = Name::of(&self.buffer[range.clone()]);
+        self.store_as(name, range)
+    }
+
+    fn store_as(&mut self, name: Name, range: Range<usize>) -> Result<Place, RepositoryError> {
         let sink = &self.job.sink;
         let plain = &self.buffer[range];
-        let name = Name::of(plain);
         loop {
             match sink.index.claim(BlobType::Data, &name) {
                 Claim::Known(place) => return Ok(place),

@@ -25,6 +25,7 @@ use model::{
     known::Known,
     size::Bytes,
 };
+use os::direct;
 use rustix::{
     fs::{Advice, Mode, OFlags},
     io::{Errno, ReadWriteFlags, preadv2},
@@ -207,6 +208,8 @@ pub(crate) struct Source {
     cold: bool,
     /// Where the same bytes may be in memory.
     original: Option<Original>,
+    /// The same pinned copy again, for reading past the page cache.
+    direct: Option<File>,
 }
 
 enum Content {
@@ -294,6 +297,7 @@ impl Source {
     pub(crate) fn open(feed: &Feed, place: usize) -> Result<Self, Fault> {
         let mut source = Self::opened(feed, place)?;
         source.cold = source.is_cold();
+        source.direct = source.opened_past_cache();
         Ok(source)
     }
 
@@ -301,7 +305,7 @@ impl Source {
         let missing = || Fault { what: "it is not in the manifest".into(), remedy: "" };
         let entry = feed.entry(place).ok_or_else(missing)?;
         let (content, size) = (Content::open(entry)?, entry.meta.size);
-        Ok(Self { feed: feed.clone(), place, content, size, cold: false, original: None })
+        Ok(Self { feed: feed.clone(), place, content, size, cold: false, original: None, direct: None })
     }
 
     /// Reads the whole file at this place of a feed into the buffer. One that is in the page cache takes one system
@@ -329,6 +333,15 @@ impl Source {
 
     fn is_cold(&self) -> bool {
         self.file().is_some_and(|file| is_cold(file, self.size.0))
+    }
+
+    /// A pinned copy that is not in the page cache needs not go through it, where its filesystem can do without.
+    fn opened_past_cache(&self) -> Option<File> {
+        let Body::At(path) = &self.feed.entry(self.place)?.body else { return None };
+        let before = self.pinned().filter(|_| self.cold)?.metadata().ok()?;
+        let (again, now) = open(path).ok()?;
+        let is_same = (now.dev(), now.ino()) == (before.dev(), before.ino());
+        (is_same && direct::set(&again, true).is_ok()).then_some(again)
     }
 
     /// Whether a live file still has the stamp that it had when it was opened, and a pinned copy its length.
@@ -392,6 +405,25 @@ impl Source {
             io::ErrorKind::UnexpectedEof => self.other_length(),
             _ => self.unreadable(&error, from),
         })
+    }
+
+    /// Fills the beginning of this memory, which begins with a block and has [`direct::room`], with what stands from this
+    /// byte on. Leaves it in the page cache only if it was there before.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(crate) fn read_once(&self, memory: &mut [u8], length: usize, from: u64) -> Result<(), Fault> {
+        self.feed.wait_for(length);
+        if self.original.as_ref().is_some_and(|original| original.read(&mut memory[..length], from)) {
+            return Ok(());
+        }
+        let got = self.direct.as_ref().map_or(0, |file| direct::read(file, memory, length, from));
+        if got < length {
+            let from = from + got as u64;
+            self.fill(&mut memory[got..length], from)?;
+            self.forget(from, (length - got) as u64);
+        }
+        Ok(())
     }
 
     /// Called after everything was read: whether it is still what it was when it was opened, and no longer.

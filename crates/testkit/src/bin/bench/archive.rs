@@ -62,8 +62,8 @@ fn pages(options: &Options, dir: &Path, (server, data): (PrivateServer, PathBuf)
         in_turn(&mut nights, |tool, ran| ran.push(bench.backup(tool)));
     }
     bench.told(NIGHT, &nights);
-    let kept: Vec<(Tool, Vec<Ran>)> =
-        ALL.iter().map(|tool| (*tool, vec![Ran::kept(bench.repository(*tool))])).collect();
+    let kept = bench.tools().into_iter();
+    let kept: Vec<_> = kept.map(|(tool, _)| (tool, vec![Ran::kept(bench.repository(tool))])).collect();
     bench.told(&format!("pages, repository of the first and {} nights", options.nights), &kept);
     bench.restore("pages, restore");
     bench.clear();
@@ -162,7 +162,11 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// All, with no figures yet; only with large files a pin that is kept makes a difference.
     fn tools(&self) -> Vec<(Tool, Vec<Ran>)> {
-        let is_here = |tool: &Tool| self.has_pages || *tool != Tool::StillpointReading;
+        let only = &self.options.only;
+        let is_here = |tool: &Tool| {
+            let is_asked_for = only.is_empty() || only.iter().any(|name| tool.name().starts_with(name));
+            is_asked_for && (self.has_pages || *tool != Tool::StillpointReading)
+        };
         ALL.into_iter().filter(is_here).map(|tool| (tool, vec![])).collect()
     }
 
@@ -179,7 +183,8 @@ impl Bench<'_> {
     fn first(&self, case: &str) {
         self.each(case, |_| {
             let _ = fs::remove_dir_all(self.dir.join("repositories"));
-            ALL.iter().for_each(|tool| tool.init(self.options, &self.repository(*tool), &self.data));
+            let all = self.tools().into_iter();
+            all.for_each(|(tool, _)| tool.init(self.options, &self.repository(tool), &self.data));
         });
     }
 
@@ -226,7 +231,10 @@ impl Bench<'_> {
     fn told(&self, case: &str, all: &[(Tool, Vec<Ran>)]) {
         let rows: Vec<Vec<String>> = all.iter().map(|(tool, ran)| self.row(case, *tool, ran)).collect();
         rows.iter().for_each(|row| println!("{}", row.join(" | ")));
-        page::update(self.options, &page::ARCHIVE, rows);
+        // What is not measured beside the others is not comparable with them.
+        if self.options.only.is_empty() {
+            page::update(self.options, &page::ARCHIVE, rows);
+        }
     }
 
     fn row(&self, case: &str, tool: Tool, all: &[Ran]) -> Vec<String> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 pub const USAGE: &str = "usage: bench stall|tools|lvm|archive|log|replay|page [--dir DIR] [--program FILE] [--page FILE] [--fs xfs,btrfs] \
                          [--gb 0.5,2.4,8] [--age fresh,aged] [--files 230] [--cuts 20] [--runs 3] [--nights 10] \
                          [--threads 4] [--rate 200] [--clients 4] [--small 100000] [--million 1000000] [--mb 400] [--rustic FILE] \
-                         [--wiki 16000] [--mediawiki DIR]";
+                         [--wiki 16000] [--mediawiki DIR] [--only stillpoint,rustic]";
 
 /// What is to be measured, and how often.
 #[derive(Clone, Debug)]
@@ -50,6 +50,8 @@ pub struct Options {
     pub mediawiki: PathBuf,
     /// Another tool's program, which no distribution has.
     pub rustic: PathBuf,
+    /// The archivers that are measured, all if there are none; without the others nothing is written on the page.
+    pub only: Vec<String>,
 }
 
 impl Options {
@@ -77,6 +79,7 @@ impl Options {
             wiki: 16_000,
             mediawiki: PathBuf::from("target/mediawiki"),
             rustic: PathBuf::from("target/rustic/bin/rustic"),
+            only: Vec::new(),
         };
         if command == "lvm" || command == "lvm-guest" {
             // The virtual machine computes about ten times slower.
@@ -120,6 +123,7 @@ impl Options {
             "--wiki" => self.wiki = number(value)?,
             "--mediawiki" => self.mediawiki = value.into(),
             "--rustic" => self.rustic = value.into(),
+            "--only" => self.only = words(value),
             other => return Err(format!("{other} is not known")),
         }
         Ok(())
