@@ -10,7 +10,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use crate::size::Bytes;
+use crate::{entries::Entries, size::Bytes};
 
 /// How old a change time must be before "unchanged since" can be believed: the kernel stamps files with a
 /// clock that ticks every 1 to 10 ms, so two writes in one tick look like one (DESIGN.md section 3).
@@ -150,29 +150,33 @@ pub struct Manifest {
     /// A moment at or before which all stamps were taken; younger files are not trusted by the next backup.
     pub taken_at: Timestamp,
     /// The entries in order.
-    pub entries: Vec<Entry>,
+    pub entries: Entries,
 }
 
 impl Manifest {
     /// Merges the entries of several pins. Where two have the same path, content wins over an ancestor and
     /// the first over later ones.
     #[must_use]
-    pub fn merge(taken_at: Timestamp, mut entries: Vec<Entry>) -> Self {
-        entries.sort_by(|a, b| tree_order(&a.path, &b.path).then(a.role.cmp(&b.role)));
-        entries.dedup_by(|later, first| later.path == first.path);
+    pub fn merge(taken_at: Timestamp, entries: impl Into<Entries>) -> Self {
+        let mut entries = entries.into();
+        entries.sort();
         Self { taken_at, entries }
     }
 
     /// How many regular files there are.
     #[must_use]
     pub fn files(&self) -> u64 {
-        self.entries.iter().filter(|e| e.kind == Kind::File).count() as u64
+        self.sizes().count() as u64
     }
 
     /// How many bytes the regular files have.
     #[must_use]
     pub fn bytes(&self) -> Bytes {
-        self.entries.iter().filter(|e| e.kind == Kind::File).map(|e| e.meta.size).sum()
+        self.sizes().sum()
+    }
+
+    fn sizes(&self) -> impl Iterator<Item = Bytes> {
+        (0..self.entries.len()).filter_map(|place| self.entries.file_size(place))
     }
 }
 

@@ -4,7 +4,8 @@
 
 use std::{
     collections::HashSet,
-    hash::{DefaultHasher, Hash, Hasher},
+    hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher},
+    os::unix::ffi::OsStrExt,
     path::Path,
 };
 
@@ -16,7 +17,7 @@ use crate::entry::Stamp;
 /// the vault, which knows better, falls back to reading the file: see [`crate::entry::Body::Carried`].
 #[derive(Debug, Clone, Default)]
 pub struct Known {
-    stamps: HashSet<u64>,
+    stamps: HashSet<u64, BuildHasherDefault<Hashed>>,
 }
 
 impl Known {
@@ -55,7 +56,26 @@ impl Known {
 
 fn key(path: &Path, stamp: &Stamp) -> u64 {
     let mut hasher = DefaultHasher::new();
-    path.hash(&mut hasher);
+    hasher.write(path.as_os_str().as_bytes());
     stamp.hash(&mut hasher);
     hasher.finish()
+}
+
+/// What is a hash already needs no other.
+#[derive(Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Not used: only `u64` is hashed.
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
 }

@@ -9,6 +9,7 @@
 pub mod coverage;
 pub mod cut;
 pub mod decide;
+pub mod entries;
 pub mod entry;
 pub mod extents;
 pub mod follow;

@@ -12,6 +12,7 @@ use std::{error::Error, fmt, sync::Arc, time::Duration};
 use jiff::Timestamp;
 
 use crate::{
+    entries::Entries,
     entry::{Harvest, Manifest},
     id::{BackupId, SourceId},
     known::Known,
@@ -178,6 +179,9 @@ pub trait Frozen: Send {
 pub trait Pinner: Send {
     /// The source.
     fn source(&self) -> SourceId;
+    /// Looks at what it will have to look at, while what the parent holds is still being found out. Makes nothing;
+    /// what is wrong, [`Self::prepare`] says.
+    fn look_ahead(&mut self) {}
     /// The unlocked first pass: may take as long as it needs. Returns what should be stored ahead of the
     /// cut, if this pinner works that way.
     ///
@@ -194,6 +198,8 @@ pub trait Pinner: Send {
     /// # Errors
     /// [`FailureKind::TimedOut`] if it would take too long. Nothing is left pinned then.
     fn pin(&mut self, until: Deadline) -> Result<Box<dyn Pin>, Failure>;
+    /// The cut was taken: neither a round nor a pin will be asked for again. Whatever only they need is freed.
+    fn rest(&mut self) {}
 }
 
 /// What a round found changed.
@@ -219,6 +225,16 @@ pub trait Pin: Send {
     /// # Errors
     /// If the whole source is lost. A part that is lost is a problem in the harvest.
     fn harvest(&mut self, progress: &dyn Progress) -> Result<Harvest, Failure>;
+    /// As [`Self::harvest`], but the entries go into `entries`, one after the other, and not into the harvest. Of those
+    /// that are there already, none is changed.
+    ///
+    /// # Errors
+    /// As [`Self::harvest`]; nothing was added then.
+    fn harvest_into(&mut self, entries: &mut Entries, progress: &dyn Progress) -> Result<Harvest, Failure> {
+        let mut harvest = self.harvest(progress)?;
+        entries.extend(std::mem::take(&mut harvest.entries));
+        Ok(harvest)
+    }
     /// Called after storing, before anything is listed: what is wrong with the pin now, so that what was read
     /// from it cannot be relied on. A snapshot can run out of space while it is read.
     fn afterwards(&mut self) -> Vec<Problem> {

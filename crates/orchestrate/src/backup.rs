@@ -78,6 +78,7 @@ pub fn run(job: Job<'_>) -> Result<BackupReport, Failure> {
     // Freeze, pin, prove, thaw.
     let mut cut = host::take(&mut crew)?;
     let mut pins = std::mem::take(&mut cut.pins);
+    crew.rest();
 
     // Everybody runs again; the bytes come from the pins.
     let outcome = (|| {

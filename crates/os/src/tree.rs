@@ -12,12 +12,14 @@
 //! ([`Vanished`]), directories are recognised by inode when they are opened, links are never followed.
 
 mod census;
+mod count;
 mod meta;
 mod resolve;
 mod rules;
 mod walk;
 
 pub use census::{Census, Changes, Pass, Spot, Stopped};
+pub use count::Count;
 pub use meta::{Found, changed_since, clock_of_stamps, read_entry_meta};
 pub use resolve::{Resolved, ancestors, resolve};
 pub use rules::Vanished;

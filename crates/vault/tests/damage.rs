@@ -10,7 +10,7 @@ use std::{
 
 use common::{Place, at, back_up, carried, cut, manifest, noise, ok, store};
 use model::{
-    entry::{Body, Manifest},
+    entry::{Body, Entry, Manifest},
     port::{Failure, FailureKind, Shelf, Silent, Store},
     problem::{Effect, Problem},
 };
@@ -179,6 +179,15 @@ fn an_interrupted_init_is_taken_over() {
     assert_eq!(Repository::open(&opening, place.journal.clone()).unwrap().keys().unwrap().len(), 1);
 }
 
+/// The same, but with this body for the file of this name.
+fn with_body(manifest: &Manifest, name: &str, body: &Body) -> Manifest {
+    let mut entries: Vec<Entry> = manifest.entries.iter().collect();
+    for entry in entries.iter_mut().filter(|entry| entry.path.ends_with(name)) {
+        entry.body = body.clone();
+    }
+    Manifest::merge(manifest.taken_at, entries)
+}
+
 #[test]
 fn unreadable_and_changing_files_are_named() {
     let place = Place::new();
@@ -186,12 +195,7 @@ fn unreadable_and_changing_files_are_named() {
     for name in ["good", "closed", "grown", "shrunk", "gone", "swapped"] {
         fs::write(root.join(name), noise(3, 50_000)).unwrap();
     }
-    let mut pinned: Manifest = (*manifest(&root, at)).clone();
-    for entry in &mut pinned.entries {
-        if entry.path.ends_with("swapped") {
-            entry.body = Body::Carried;
-        }
-    }
+    let pinned = with_body(&manifest(&root, at), "swapped", &Body::Carried);
     fs::write(root.join("grown"), noise(3, 60_000)).unwrap();
     fs::write(root.join("shrunk"), noise(3, 40_000)).unwrap();
     fs::remove_file(root.join("gone")).unwrap();
@@ -226,10 +230,7 @@ fn a_pinned_file_with_its_parents_stamp_is_read_all_the_same() {
     // The bytes changed, the stamp did not: a store to a mapped page that was dirty already.
     let pinned = place.dir.path().join("pinned");
     fs::write(&pinned, "behind").unwrap();
-    let mut second: Manifest = (*live).clone();
-    for entry in second.entries.iter_mut().filter(|e| e.path == file) {
-        entry.body = Body::At(pinned.clone());
-    }
+    let second = with_body(&live, "mapped", &Body::At(pinned));
     let mut repository = place.repository();
     let (id, _) = store(&mut repository, second.into(), &root, 2);
     assert_eq!(place.read_back(&id)[&file], b"behind");

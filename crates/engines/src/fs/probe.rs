@@ -4,13 +4,11 @@
 
 use std::{
     io,
-    ops::ControlFlow,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use model::{
-    entry::Kind,
     id::SourceId,
     pathtext,
     plan::{DirectoryFacts, Refusal, TreePlan},
@@ -105,18 +103,16 @@ fn nested(mounts: &Mounts, real: &Path) -> Vec<PathBuf> {
 fn count(path: &Path, exclude: &[String]) -> Result<(u64, Vec<PathBuf>), Refusal> {
     let plan =
         TreePlan { root: path.to_owned(), exclude: exclude.to_vec(), carved: vec![], nested_mounts: vec![] };
-    let (mut names, mut inner) = (0, Vec::new());
+    let mut inner = Vec::new();
     let counted = Scope::new(&plan).and_then(|scope| {
-        scope.each(&mut |entry| {
-            names += 1;
-            if entry.kind == Kind::Dir && entry.meta.inode == SUBVOLUME_ROOT {
-                inner.push(entry.path);
+        scope.count(&mut |dir, inode| {
+            if inode == SUBVOLUME_ROOT {
+                inner.push(dir.to_owned());
             }
-            ControlFlow::Continue(())
         })
     });
     match counted {
-        Ok(()) => Ok((names, inner)),
+        Ok(names) => Ok((names, inner)),
         Err(failure) => Err(Refusal { what: failure.what, remedy: failure.remedy }),
     }
 }

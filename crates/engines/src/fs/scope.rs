@@ -21,7 +21,7 @@ use model::{
 };
 use os::{
     mounts::Mounts,
-    tree::{Census, Changes, Pass, Resolved, Stopped, Vanished, Walk, clock_of_stamps, resolve, said},
+    tree::{Census, Changes, Count, Pass, Resolved, Stopped, Vanished, Walk, clock_of_stamps, resolve, said},
 };
 
 /// How many names are looked at between two looks at the clock.
@@ -186,20 +186,17 @@ impl Scope {
         Ok(Scan { entries, problems })
     }
 
-    /// Hands out everything without keeping it; what is wrong below the root is for the backup to say.
-    pub(super) fn each(&self, each: &mut dyn FnMut(Entry) -> ControlFlow<()>) -> Result<(), Failure> {
+    /// How many names there are; `dir` gets each directory with its inode.
+    pub(super) fn count(&self, dir: &mut dyn FnMut(&Path, u64)) -> Result<u64, Failure> {
         let real = self.resolve()?.real;
         let mounts = Mounts::read().map_err(|error| self.lost(&error))?;
-        let walk = Walk {
-            root: &real,
-            exclude: &|relative| self.exclude.is_match(relative),
-            carved: &self.carved,
-            mounts: &mounts,
-            vanished: Vanished::Expected,
-            xattrs: false,
+        let leaves_out = |path: &Path| {
+            self.carved.contains(path) || self.exclude.is_match(path.strip_prefix(&real).unwrap_or(path))
         };
-        walk.run(each).map_err(|error| self.lost(&error))?;
-        Ok(())
+        let takes_all = self.carved.is_empty() && self.exclude.is_empty();
+        let leaves_out: Option<&dyn Fn(&Path) -> bool> = if takes_all { None } else { Some(&leaves_out) };
+        let count = Count { root: &real, leaves_out, mounts: &mounts };
+        count.run(dir).map_err(|error| self.lost(&error))
     }
 
     pub(super) fn too_late(&self, left: &str) -> Failure {

@@ -16,7 +16,7 @@ use std::{
 
 use jiff::Timestamp;
 use model::{
-    entry::{Harvest, Kind, Manifest},
+    entry::{Harvest, Manifest},
     id::SourceId,
     known::Known,
     pathtext,
@@ -102,12 +102,11 @@ impl Pinner for SnapshotPinner {
         let mounts = Mounts::read().map_err(|error| self.failure(&error))?;
         self.nested.clear();
         let mut inside = Vec::new();
-        self.scope.each(&mut |entry| {
-            // Subvolume roots have this inode, but files of other filesystems may have it too.
-            if entry.kind == Kind::Dir && entry.meta.inode == 256 && entry.path != real {
-                inside.push(entry.path);
+        self.scope.count(&mut |dir, inode| {
+            // Subvolume roots have this inode, but directories of other filesystems may have it too.
+            if inode == 256 && dir != real {
+                inside.push(dir.to_owned());
             }
-            std::ops::ControlFlow::Continue(())
         })?;
         for path in inside {
             if mounts.at(&path).is_none() && is_subvolume(&path).map_err(|error| self.failure(&error))? {

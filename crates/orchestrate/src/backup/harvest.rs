@@ -3,7 +3,7 @@
 //! Crash story: reads pins, which their owner releases. Makes nothing that outlives it.
 
 use model::{
-    entry::Entry,
+    entries::Entries,
     port::{Failure, FailureKind, Progress},
     problem::Problem,
 };
@@ -22,15 +22,14 @@ pub(super) fn gather(
     pins: &mut [Pinned],
     cut: &mut Cut,
     progress: &dyn Progress,
-) -> Result<Vec<Entry>, Failure> {
-    let mut entries = vec![];
+) -> Result<Entries, Failure> {
+    let mut entries = Entries::default();
     let mut first = None;
     let mut harvested = 0;
     for Pinned { source, pin } in pins {
-        match pin.harvest(progress) {
+        match pin.harvest_into(&mut entries, progress) {
             Ok(harvest) => {
                 harvested += 1;
-                entries.extend(harvest.entries);
                 cut.servers.extend(harvest.server);
                 cut.problems.extend(harvest.problems.into_iter().map(|problem| match problem.source {
                     Some(_) => problem,

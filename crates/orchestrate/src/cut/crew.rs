@@ -84,6 +84,11 @@ impl<'a> Crew<'a> {
         });
     }
 
+    /// The cut was taken: what only another one would need is freed.
+    pub fn rest(&mut self) {
+        self.pinners.iter_mut().for_each(|pinner| pinner.rest());
+    }
+
     /// That somebody is left.
     ///
     /// # Errors

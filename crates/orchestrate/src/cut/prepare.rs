@@ -85,7 +85,10 @@ fn first_pass(crew: &mut Crew<'_>, known: &Known) -> Option<Manifest> {
     // All of it is read after the last of these moments, so each file that was settled by then is trusted,
     // and none that its own pinner trusts is smudged.
     let taken_at = ahead.iter().map(|m| m.taken_at).max()?;
-    Some(Manifest::merge(taken_at, ahead.into_iter().flat_map(|m| m.entries).collect()))
+    let mut manifests = ahead.into_iter();
+    let mut entries = manifests.next()?.entries;
+    manifests.for_each(|more| entries.extend(&more.entries));
+    Some(Manifest::merge(taken_at, entries))
 }
 
 /// Rounds while each finds at most three quarters of what the one before found.

@@ -119,19 +119,32 @@ fn with_job<T>(
     // Opening a repository is arithmetic, finding out is waiting for files and servers.
     let (found, planned) = thread::scope(|scope| {
         let repository = scope.spawn(|| run.open(request.application));
-        let planned = plan(run, request.application);
+        let planned = plan(run, request.application).and_then(|(plan, facts)| {
+            // Only for SQLite it has to be known what the repository says.
+            let mut drivers = match facts.sqlite.is_empty() {
+                true => Some(drivers::build(run, &plan, &facts, &|_| None)?),
+                false => None,
+            };
+            drivers
+                .iter_mut()
+                .flat_map(|drivers| &mut drivers.pinners)
+                .for_each(|pinner| pinner.look_ahead());
+            Ok((plan, facts, drivers))
+        });
         (repository.join().unwrap_or_else(|panic| resume_unwind(panic)), planned)
     });
     let repository = opened.insert(found?);
     repository.use_reference(reference::of(run, request.application));
     repository.go_at(request.application.settings.pace);
     let previous = repository.backups()?;
-    let (plan, facts) = planned?;
-    let fingerprints = match facts.sqlite.is_empty() {
-        true => Fingerprints(Vec::new()),
-        false => Fingerprints::of(repository, &previous),
+    let (plan, facts, drivers) = planned?;
+    let drivers = match drivers {
+        Some(drivers) => drivers,
+        None => {
+            let fingerprints = Fingerprints::of(repository, &previous);
+            drivers::build(run, &plan, &facts, &|source| fingerprints.get(source))?
+        }
     };
-    let drivers = drivers::build(run, &plan, &facts, &|source| fingerprints.get(source))?;
     let mut store = Stoppable { store: &mut *repository as &mut dyn Store, interrupt: request.interrupt };
     let done = then(Job {
         plan: &plan,

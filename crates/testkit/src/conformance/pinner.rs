@@ -327,8 +327,8 @@ pub fn entries_are_whole_trees(bench: &dyn Bench) {
     let count = harvest.entries.len();
     let manifest = Manifest::merge(bench.clock().now(), harvest.entries);
     assert_eq!(manifest.entries.len(), count, "a path is there twice");
-    let directories: BTreeSet<&Path> =
-        manifest.entries.iter().filter(|e| e.kind == Kind::Dir).map(|e| e.path.as_path()).collect();
+    let directories: BTreeSet<PathBuf> =
+        manifest.entries.iter().filter(|e| e.kind == Kind::Dir).map(|e| e.path).collect();
     for entry in &manifest.entries {
         assert!(entry.path.is_absolute(), "{}", entry.path.display());
         let text = entry.path.to_string_lossy();

@@ -154,7 +154,7 @@ impl Pinner for FakePinner {
             let body = Body::Carried;
             Some(Entry { path: path.clone(), kind: Kind::File, meta, body, role: Role::Content })
         });
-        Ok(Some(Manifest::merge(self.first_at, entries.collect())))
+        Ok(Some(Manifest::merge(self.first_at, entries.collect::<Vec<Entry>>())))
     }
 
     fn round(&mut self) -> Result<Difference, Failure> {

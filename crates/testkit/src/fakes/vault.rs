@@ -192,7 +192,7 @@ impl Store for FakeStore {
         let (mut files, mut stamps) = (BTreeMap::new(), BTreeMap::new());
         let mut problems = vec![];
         for entry in manifest.entries.iter().filter(|e| e.kind == Kind::File) {
-            let Some(bytes) = self.bytes(entry) else {
+            let Some(bytes) = self.bytes(&entry) else {
                 problems.push(Problem::missing(&entry.path, "cannot be read", ""));
                 continue;
             };

@@ -38,7 +38,7 @@ impl Carried {
                 let next = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
                 let Some((number, part)) = next else { break };
                 for (place, slot) in (number * PART..).zip(part) {
-                    *slot = feed.entry(place).and_then(|entry| look(bases, carry, entry)).unwrap_or(NONE);
+                    *slot = feed.entry(place).and_then(|entry| look(bases, carry, &entry)).unwrap_or(NONE);
                 }
             }
         };

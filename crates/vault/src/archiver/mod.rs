@@ -244,12 +244,12 @@ impl Job<'_> {
                 board.reached(place);
             }
             if entry.kind != Kind::File {
-                take(entry, &[])?;
+                take(&entry, &[])?;
             } else if let Some(content) = self.carried.content(self.bases, place) {
                 self.meter.count(entry.meta.size.0);
-                take(entry, content)?;
+                take(&entry, content)?;
             } else if let Some(content) = board.wait(self, place, &mut early)? {
-                take(entry, &content)?;
+                take(&entry, &content)?;
             }
         }
         board.reached(self.feed.len());

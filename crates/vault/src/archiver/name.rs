@@ -83,10 +83,31 @@ impl de::Visitor<'_> for Digits {
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Name, E> {
         let mut name = Name::default();
-        hex::decode_to_slice(text, &mut name.0).map_err(E::custom)?;
-        Ok(name)
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        if pairs.len() != name.0.len() || !rest.is_empty() {
+            return Err(E::invalid_length(text.len(), &self));
+        }
+        let mut wrong = 0;
+        for (byte, [high, low]) in name.0.iter_mut().zip(pairs) {
+            let (high, low) = (VALUES[usize::from(*high)], VALUES[usize::from(*low)]);
+            wrong |= high | low;
+            *byte = high << 4 | low & 15;
+        }
+        if wrong >= 16 { Err(E::invalid_value(de::Unexpected::Str(text), &self)) } else { Ok(name) }
     }
 }
+
+/// What a digit is worth; 255 if it is none. Millions of names are read.
+const VALUES: [u8; 256] = {
+    let mut values = [255; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value] as usize] = value as u8;
+        values[b"0123456789ABCDEF"[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
 
 #[cfg(test)]
 mod tests {
@@ -99,6 +120,11 @@ mod tests {
         assert!(json.starts_with("\"ba7816bf8f01cfea"), "{json}");
         assert_eq!(serde_json::from_str::<Name>(&json).unwrap(), name);
         assert_eq!(Name::from_id(&name.id()), name);
+        assert_eq!(serde_json::from_str::<Name>(&json.to_uppercase()).unwrap(), name);
         assert!(serde_json::from_str::<Name>("\"ba78\"").is_err());
+        for wrong in ["g", "\u{fc}", "/", ":", "@"] {
+            let text = json.replacen("ba", &format!("b{wrong}"), 1);
+            assert!(serde_json::from_str::<Name>(&text).is_err(), "{text}");
+        }
     }
 }

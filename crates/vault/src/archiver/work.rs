@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use model::entry::Kind;
+use model::size::Bytes;
 use rustic_core::repofile::BlobType;
 
 use super::{
@@ -223,11 +223,8 @@ impl Board {
 /// The entries from here on that one worker stores.
 fn run_from(job: &Job<'_>, from: usize) -> Range<usize> {
     let (mut to, mut bytes) = (from, 0);
-    while to < from + RUN && bytes < RUN_BYTES {
-        let Some(entry) = job.feed.entry(to) else { break };
-        if entry.kind == Kind::File {
-            bytes += entry.meta.size.0;
-        }
+    while to < job.feed.len() && to < from + RUN && bytes < RUN_BYTES {
+        bytes += job.feed.file_size(to).map_or(0, |size| size.0);
         to += 1;
     }
     from..to
@@ -283,16 +280,13 @@ struct Worker<'a, 'b> {
 impl Worker<'_, '_> {
     fn run(&mut self, places: Range<usize>) -> Result<(), RepositoryError> {
         for place in places {
-            let Some(entry) = self.job.feed.entry(place).filter(|entry| entry.kind == Kind::File) else {
-                continue;
-            };
+            let Some(Bytes(size)) = self.job.feed.file_size(place) else { continue };
             if self.job.feed.is_stopped() {
                 return Ok(());
             }
             if self.job.carried.content(self.job.bases, place).is_some() {
                 continue;
             }
-            let size = entry.meta.size.0;
             let stored = if size <= self.job.chunking.whole() {
                 self.small(place, size).map(Some)
             } else {
@@ -327,8 +321,8 @@ impl Worker<'_, '_> {
         let source = Source::open(self.job.feed, place)?;
         let mut large = Large::begin(source, size, self.job.chunking)?;
         if let (Some(carry), Some(entry)) = (self.job.carry, self.job.feed.entry(place)) {
-            self.job.meter.count(carry.compare(entry, &mut large));
-            if !carry.is_to_be_proven(entry) {
+            self.job.meter.count(carry.compare(&entry, &mut large));
+            if !carry.is_to_be_proven(&entry) {
                 large.look_for_original();
             }
         } else {
@@ -357,7 +351,7 @@ impl Worker<'_, '_> {
             Ok(Ending::NotYet) => {}
             Ok(Ending::Stored(content)) => {
                 if let (Some(carry), Some(entry)) = (self.job.carry, self.job.feed.entry(place)) {
-                    carry.stored(entry, large, &content);
+                    carry.stored(&entry, large, &content);
                 }
                 self.results.push((place, Some(content)));
             }

@@ -115,11 +115,11 @@ fn compare_part(
     root: Name,
     uncounted: &Path,
 ) -> Result<Tally, RepositoryError> {
-    let path = |place| feed.entry(place).map(|entry: &Entry| entry.path.as_path());
+    let path = |place| feed.entry(place).map(|entry| entry.path);
     let first = if part.start == 0 { None } else { path(part.start) };
     let end = path(part.end);
-    let is_in = |stored: &Path| end.is_none_or(|end| tree_order(stored, end).is_lt());
-    let stored = Stored::walk(blobs, root, first.unwrap_or(Path::new("/")))?;
+    let is_in = |stored: &Path| end.as_ref().is_none_or(|end| tree_order(stored, end).is_lt());
+    let stored = Stored::walk(blobs, root, first.as_deref().unwrap_or(Path::new("/")))?;
     let mut stored = stored.take_while(|(path, ..)| is_in(path)).peekable();
     let mut tally = Tally::default();
     let entries = part.filter_map(|place| Some((place, feed.entry(place)?)));
@@ -130,13 +130,13 @@ fn compare_part(
         let found = stored.next_if(|(path, ..)| tree_order(path, &entry.path) == Ordering::Equal);
         let before = tally.problems.len();
         match found {
-            None => tally.problems.push(missing(feed, place, entry)),
-            Some((_, _, Some(error))) => tally.problems.push(unreadable(entry, &error)),
+            None => tally.problems.push(missing(feed, place, &entry)),
+            Some((_, _, Some(error))) => tally.problems.push(unreadable(&entry, &error)),
             Some((_, node, None)) => {
-                tally.problems.extend(wrong(entry, &node, blobs));
+                tally.problems.extend(wrong(&entry, &node, blobs));
             }
         }
-        tally.problems.extend(lost_attributes(entry));
+        tally.problems.extend(lost_attributes(&entry));
         if tally.problems.len() == before && entry.kind == Kind::File && entry.path != uncounted {
             tally.files += 1;
             tally.bytes = tally.bytes + entry.meta.size;

@@ -21,7 +21,7 @@ use std::{
 
 use jiff::Timestamp;
 use model::{
-    entry::{Body, Entry, Kind, Manifest, Stamp, tree_order},
+    entry::{Body, Entry, Kind, Manifest, Stamp},
     known::Known,
     size::Bytes,
 };
@@ -51,8 +51,8 @@ pub(crate) struct Feed(Arc<Inner>);
 
 struct Inner {
     manifest: Arc<Manifest>,
-    more: Vec<Entry>,
-    order: Vec<Slot>,
+    /// By the place at which each comes, in order.
+    more: Vec<(usize, Entry)>,
     /// Stamps in the parents: see [`Inner::ctime`].
     parents: Vec<Arc<Known>>,
     gentle: Gentle,
@@ -63,34 +63,30 @@ struct Inner {
     read: AtomicU64,
 }
 
-#[derive(Clone, Copy)]
-enum Slot {
-    Manifest(u32),
-    More(u32),
+/// Where an entry of a feed stands.
+enum Slot<'a> {
+    Manifest(usize),
+    More(&'a Entry),
 }
 
 impl Feed {
-    /// Feeds the manifest, and those of `more` whose paths it lacks.
+    /// Feeds the manifest, and those of `more`, which are in tree order, whose paths it lacks.
     pub(crate) fn new(
         manifest: Arc<Manifest>,
         more: Vec<Entry>,
         parents: Vec<Arc<Known>>,
         gentle: Gentle,
     ) -> Self {
-        let mut order = Vec::with_capacity(manifest.entries.len() + more.len());
-        let mut rest = more.iter().enumerate().peekable();
-        for (i, entry) in manifest.entries.iter().enumerate() {
-            while let Some((j, _)) = rest.next_if(|(_, m)| tree_order(&m.path, &entry.path).is_lt()) {
-                order.push(Slot::More(j as u32));
+        let mut placed: Vec<(usize, Entry)> = Vec::with_capacity(more.len());
+        for entry in more {
+            let at = manifest.entries.place_of(&entry.path);
+            if manifest.entries.path(at).is_none_or(|path| path != entry.path) {
+                placed.push((at + placed.len(), entry));
             }
-            let _same = rest.next_if(|(_, m)| m.path == entry.path);
-            order.push(Slot::Manifest(i as u32));
         }
-        order.extend(rest.map(|(j, _)| Slot::More(j as u32)));
         Self(Arc::new(Inner {
             manifest,
-            more,
-            order,
+            more: placed,
             parents,
             gentle,
             faults: Mutex::default(),
@@ -100,18 +96,29 @@ impl Feed {
     }
 
     /// The entries in order.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = (usize, &Entry)> {
-        (0..self.0.order.len()).filter_map(|i| Some((i, self.0.entry(i)?)))
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (usize, Entry)> {
+        (0..self.len()).filter_map(|i| Some((i, self.entry(i)?)))
     }
 
     /// How many entries there are.
     pub(crate) fn len(&self) -> usize {
-        self.0.order.len()
+        self.0.manifest.entries.len() + self.0.more.len()
     }
 
-    /// The entry at this place.
-    pub(crate) fn entry(&self, place: usize) -> Option<&Entry> {
-        self.0.entry(place)
+    /// The entry at this place, made anew.
+    pub(crate) fn entry(&self, place: usize) -> Option<Entry> {
+        match self.0.slot(place) {
+            Slot::Manifest(at) => self.0.manifest.entries.get(at),
+            Slot::More(entry) => Some(entry.clone()),
+        }
+    }
+
+    /// The size of the entry at this place, if it is a regular file.
+    pub(crate) fn file_size(&self, place: usize) -> Option<Bytes> {
+        match self.0.slot(place) {
+            Slot::Manifest(at) => self.0.manifest.entries.file_size(at),
+            Slot::More(entry) => (entry.kind == Kind::File).then_some(entry.meta.size),
+        }
     }
 
     /// Feeds nothing more: whoever archives it gives up soon.
@@ -166,10 +173,11 @@ impl Feed {
 }
 
 impl Inner {
-    fn entry(&self, place: usize) -> Option<&Entry> {
-        match self.order.get(place)? {
-            Slot::Manifest(i) => self.manifest.entries.get(*i as usize),
-            Slot::More(j) => self.more.get(*j as usize),
+    fn slot(&self, place: usize) -> Slot<'_> {
+        let before = self.more.partition_point(|(at, _)| *at < place);
+        match self.more.get(before) {
+            Some((at, entry)) if *at == place => Slot::More(entry),
+            _ => Slot::Manifest(place - before),
         }
     }
 
@@ -213,18 +221,18 @@ pub(crate) struct Source {
 }
 
 enum Content {
-    Inline,
+    Inline(Vec<u8>),
     Pinned(File),
     Live(File, Stamp),
 }
 
 impl Content {
-    fn open(entry: &Entry) -> Result<Self, Fault> {
-        match &entry.body {
-            Body::Inline(_) => Ok(Self::Inline),
+    fn open(entry: Entry) -> Result<Self, Fault> {
+        match entry.body {
+            Body::Inline(bytes) => Ok(Self::Inline(bytes)),
             Body::Nothing => Err(Fault { what: "no content was pinned for it".into(), remedy: "" }),
             Body::At(pinned) => {
-                let (file, _) = open(pinned).map_err(|error| {
+                let (file, _) = open(&pinned).map_err(|error| {
                     let remedy = "see that nothing removes the pinned copies while a backup runs";
                     Fault { what: format!("its pinned copy cannot be read: {error}"), remedy }
                 })?;
@@ -246,6 +254,13 @@ impl Content {
             }
         }
     }
+}
+
+fn inline(bytes: &[u8], buffer: &mut [u8], from: u64) -> io::Result<()> {
+    let from = usize::try_from(from).unwrap_or(usize::MAX);
+    let part = bytes.get(from..).and_then(|rest| rest.get(..buffer.len()));
+    buffer.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
+    Ok(())
 }
 
 fn changed(when: &str) -> Fault {
@@ -304,7 +319,7 @@ impl Source {
     fn opened(feed: &Feed, place: usize) -> Result<Self, Fault> {
         let missing = || Fault { what: "it is not in the manifest".into(), remedy: "" };
         let entry = feed.entry(place).ok_or_else(missing)?;
-        let (content, size) = (Content::open(entry)?, entry.meta.size);
+        let (size, content) = (entry.meta.size, Content::open(entry)?);
         Ok(Self { feed: feed.clone(), place, content, size, cold: false, original: None, direct: None })
     }
 
@@ -337,9 +352,9 @@ impl Source {
 
     /// A pinned copy that is not in the page cache needs not go through it, where its filesystem can do without.
     fn opened_past_cache(&self) -> Option<File> {
-        let Body::At(path) = &self.feed.entry(self.place)?.body else { return None };
+        let Body::At(path) = self.feed.entry(self.place)?.body else { return None };
         let before = self.pinned().filter(|_| self.cold)?.metadata().ok()?;
-        let (again, now) = open(path).ok()?;
+        let (again, now) = open(&path).ok()?;
         let is_same = (now.dev(), now.ino()) == (before.dev(), before.ino());
         (is_same && direct::set(&again, true).is_ok()).then_some(again)
     }
@@ -347,7 +362,7 @@ impl Source {
     /// Whether a live file still has the stamp that it had when it was opened, and a pinned copy its length.
     fn is_as_before(&self) -> bool {
         match &self.content {
-            Content::Inline => true,
+            Content::Inline(_) => true,
             Content::Pinned(file) => file.metadata().is_ok_and(|now| now.len() == self.size.0),
             Content::Live(file, stamp) => file.metadata().is_ok_and(|now| stamp_of(&now) == *stamp),
         }
@@ -357,13 +372,13 @@ impl Source {
     pub(crate) fn pinned(&self) -> Option<&File> {
         match &self.content {
             Content::Pinned(file) => Some(file),
-            Content::Inline | Content::Live(..) => None,
+            Content::Inline(_) | Content::Live(..) => None,
         }
     }
 
     fn file(&self) -> Option<&File> {
         match &self.content {
-            Content::Inline => None,
+            Content::Inline(_) => None,
             Content::Pinned(file) | Content::Live(file, _) => Some(file),
         }
     }
@@ -390,7 +405,7 @@ impl Source {
         let taken_at = self.feed.0.manifest.taken_at;
         let entry = self.feed.entry(self.place);
         self.original =
-            entry.zip(self.pinned()).and_then(|(entry, copy)| Original::of(entry, copy, taken_at));
+            entry.zip(self.pinned()).and_then(|(entry, copy)| Original::of(&entry, copy, taken_at));
     }
 
     fn fill(&self, buffer: &mut [u8], from: u64) -> Result<(), Fault> {
@@ -398,7 +413,7 @@ impl Source {
             return Ok(());
         }
         let got = match &self.content {
-            Content::Inline => self.inline(buffer, from),
+            Content::Inline(bytes) => inline(bytes, buffer, from),
             Content::Pinned(file) | Content::Live(file, _) => file.read_exact_at(buffer, from),
         };
         got.map_err(|error| match error.kind() {
@@ -450,16 +465,6 @@ impl Source {
         }
     }
 
-    fn inline(&self, buffer: &mut [u8], from: u64) -> io::Result<()> {
-        let Some(Body::Inline(bytes)) = self.feed.entry(self.place).map(|entry| &entry.body) else {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        };
-        let from = usize::try_from(from).unwrap_or(usize::MAX);
-        let part = bytes.get(from..).and_then(|rest| rest.get(..buffer.len()));
-        buffer.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-
     fn unreadable(&self, error: &io::Error, from: u64) -> Fault {
         let whose = if matches!(self.content, Content::Pinned(_)) { "its pinned copy " } else { "" };
         Fault {
@@ -472,7 +477,7 @@ impl Source {
     fn other_length(&self) -> Fault {
         match self.content {
             Content::Live(..) => changed("while it was read"),
-            Content::Pinned(_) | Content::Inline => Fault {
+            Content::Pinned(_) | Content::Inline(_) => Fault {
                 what: format!("its pinned copy has not the {} bytes that it should have", self.size.0),
                 remedy: "the next backup looks at it again",
             },

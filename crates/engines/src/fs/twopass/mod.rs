@@ -29,6 +29,7 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use model::{
+    entries::Entries,
     entry::{Entry, Kind, Manifest, SETTLING},
     id::SourceId,
     known::Known,
@@ -49,7 +50,7 @@ use self::{
     mapped::Suspects,
     pin::TreePin,
     stage::{Outcome, Round},
-    table::{Place, Seen, Table},
+    table::{Place, Table},
 };
 use super::scope::{Look, Scope};
 
@@ -83,9 +84,9 @@ const TOGETHER: usize = 4096;
 /// pass: most of it will have settled then, and need not be copied while everybody is held.
 const WORTH_A_WAIT: Bytes = Bytes(64 << 20);
 
-/// A first pass that found nothing to do and began less than this ago needs no round after it: the pin looks at what
-/// has changed since.
-const FRESH: Duration = Duration::from_secs(1);
+/// A look that began less than this ago is as good as another one, as long as nobody is held; a first pass that found
+/// nothing to do then needs no round after it. The pin looks at what has changed since.
+const FRESH: Duration = Duration::from_secs(5);
 
 impl Default for Limits {
     fn default() -> Self {
@@ -123,6 +124,8 @@ pub struct TreePinner {
     copied: Bytes,
     /// When a first pass began that found nothing to do.
     idle_since: Option<Moment>,
+    /// A look before the first pass, and when it began.
+    looked: Option<(Moment, Look)>,
 }
 
 impl TreePinner {
@@ -155,6 +158,7 @@ impl TreePinner {
             clonable: HashMap::new(),
             copied: Bytes(0),
             idle_since: None,
+            looked: None,
         })
     }
 
@@ -208,7 +212,7 @@ impl TreePinner {
                 let copies = Arc::new(Copies::new(Staging::create(&self.journal, &self.staging, "tree")?));
                 self.table.forget_staged();
                 self.with_census(|_, census| {
-                    census.unmark_all();
+                    census.unmark_if(&|mark| Place::of_mark(mark) != Some(Place::Parent));
                     Ok(())
                 })?;
                 self.copied = Bytes(0);
@@ -219,44 +223,43 @@ impl TreePinner {
     }
 
     /// Sorts the first pass: known files need nothing, large ones are cloned if they can be, the rest is to be stored
-    /// ahead.
+    /// ahead. What needs nothing more if it stays as it is, is marked; of small files nothing else is kept.
     fn first_pass(
         &mut self,
-        census: &Census,
+        census: &mut Census,
         started: Timestamp,
         known: &Known,
         copies: &Copies,
     ) -> Result<Sorted, Failure> {
         let mut sorted = Sorted::default();
+        census.mark_files(&mut |path, stamp| known.has(path, stamp).then(|| Place::Parent.mark()).flatten());
         let mut round = Round::new(self, copies, started, None);
+        let ahead = round.pinner.limits.ahead;
         for spots in census.unmarked_files().chunks(TOGETHER) {
             let entries: Vec<Entry> = spots.iter().filter_map(|spot| census.entry(*spot)).collect();
-            let (known, new): (Vec<&Entry>, Vec<&Entry>) =
-                entries.iter().partition(|entry| known.has(&entry.path, &entry.meta.stamp()));
-            for entry in known {
-                let seen = Seen { stamp: entry.meta.stamp(), settled: true, place: Place::Parent };
-                round.pinner.table.insert(&entry.path, seen);
-            }
-            let ahead = round.pinner.limits.ahead;
-            let (small, large): (Vec<&Entry>, Vec<&Entry>) =
-                new.into_iter().partition(|entry| entry.meta.stamp().size < ahead);
+            let large: Vec<&Entry> = entries.iter().filter(|entry| entry.meta.size >= ahead).collect();
+            sorted.any_new |= large.len() < entries.len();
             sorted.any_cloned |= large.iter().any(|entry| round.pinner.clones(entry));
             let cloned = round.clone_together(&large)?;
-            let left = large.into_iter().zip(cloned).filter(|(_, taken)| taken.is_none());
-            for entry in small.into_iter().chain(left.map(|(entry, _)| entry)) {
+            for (entry, _) in large.into_iter().zip(cloned).filter(|(_, taken)| taken.is_none()) {
                 sorted.any_new |= round.first_alone(entry)?;
             }
         }
+        let table = &self.table;
+        census.mark_files(&mut |path, stamp| match stamp.size < ahead {
+            true => stamp.is_settled_at(started).then(|| Place::Parent.mark()).flatten(),
+            false => table.trusted(path, stamp).and_then(Place::mark),
+        });
         Ok(sorted)
     }
 
     /// The files that are neither cloned nor in a parent.
     fn to_be_stored(&self, census: &Census, known: &Known, started: Timestamp) -> Manifest {
-        let mut entries = Vec::new();
+        let (mut entries, ahead) = (Entries::default(), self.limits.ahead);
         census.each(&mut |_, _, entry| {
-            let is_new = entry.kind == Kind::File
-                && self.table.place(&entry.path) == Some(Place::Parent)
-                && !known.has(&entry.path, &entry.meta.stamp());
+            let is_ahead = || entry.meta.size < ahead || self.table.place(&entry.path) == Some(Place::Parent);
+            let is_new =
+                entry.kind == Kind::File && is_ahead() && !known.has(&entry.path, &entry.meta.stamp());
             if is_new {
                 entries.push(entry);
             }
@@ -318,19 +321,28 @@ impl Pinner for TreePinner {
         self.source.clone()
     }
 
+    fn look_ahead(&mut self) {
+        let begun = self.clock.moment();
+        let looked = self.with_census(|pinner, census| pinner.unlocked_look(census));
+        // What is wrong shows again in the first pass.
+        self.looked = looked.ok().map(|look| (begun, look));
+    }
+
     fn prepare(&mut self, known: &Known) -> Result<Option<Manifest>, Failure> {
         let copies = self.copies()?;
         self.refuse_while_pinned(&copies)?;
         self.with_census(|pinner, census| {
-            census.unmark_all();
+            census.unmark_if(&|_| true);
             let begun = pinner.clock.moment();
-            let mut look = pinner.unlocked_look(census)?;
+            let (begun, mut look) = match pinner.looked.take() {
+                Some((begun, look)) if pinner.clock.moment().since(begun) < FRESH => (begun, look),
+                _ => (begun, pinner.unlocked_look(census)?),
+            };
             if young(census, look.started) > WORTH_A_WAIT {
                 pinner.clock.sleep(SETTLING);
                 look = pinner.unlocked_look(census)?;
             }
             let sorted = pinner.first_pass(census, look.started, known, &copies)?;
-            pinner.mark(census);
             pinner.suspects.look(census)?;
             let is_idle = sorted == Sorted::default() && census.unmarked_files().is_empty();
             pinner.idle_since = is_idle.then_some(begun);
@@ -381,6 +393,11 @@ impl Pinner for TreePinner {
             mapped: again,
             harvested: false,
         }))
+    }
+
+    fn rest(&mut self) {
+        self.census = Arc::default();
+        self.table = Table::default();
     }
 }
 

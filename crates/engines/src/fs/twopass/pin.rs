@@ -10,7 +10,9 @@ use std::{
     sync::Arc,
 };
 
+use jiff::Timestamp;
 use model::{
+    entries::Entries,
     entry::{Body, Entry, Harvest, Kind},
     id::SourceId,
     port::{Clock, Failure, Pin, Progress, Stage},
@@ -64,35 +66,44 @@ impl Pin for TreePin {
     }
 
     fn harvest(&mut self, progress: &dyn Progress) -> Result<Harvest, Failure> {
+        let mut entries = Entries::default();
+        let harvest = self.harvest_into(&mut entries, progress)?;
+        Ok(Harvest { entries: entries.iter().collect(), ..harvest })
+    }
+
+    fn harvest_into(&mut self, entries: &mut Entries, progress: &dyn Progress) -> Result<Harvest, Failure> {
         progress.begin(Stage::Scanning, None);
         self.harvested = true;
-        let mut entries = Vec::new();
+        let census = std::mem::take(&mut self.census);
         let mut brought = std::mem::take(&mut self.brought);
-        let mut blamed = self.blame.problems(&self.census);
-        self.census.each(
-            &mut |spot, mark, mut entry| match spot.and_then(|spot| brought.files.remove(&spot)) {
-                Some(Some(brought)) => entries.push(brought),
-                Some(None) => {}
+        let mut blamed = self.blame.problems(&census);
+        let distrusted = Distrusted::new(self);
+        let unproven = self.copies.unproven();
+        // What stands above the tree comes before it: then everything is in order as it is put in.
+        entries.extend(way(&self.look.resolved));
+        census.each(&mut |spot, mark, mut entry| {
+            match spot.and_then(|spot| brought.files.remove(&spot)) {
+                Some(Some(brought)) => entry = brought,
+                Some(None) => return,
                 None => {
                     if let Some(place) = mark.and_then(Place::of_mark) {
                         entry.body = self.copies.body(place);
                     }
-                    entries.push(entry);
                 }
-            },
-        );
-        self.distrust(&mut entries);
-        let unproven = self.copies.unproven();
-        let moved = entries.iter().filter(|e| matches!(&e.body, Body::At(path) if unproven.contains(path)));
-        brought.problems.extend(moved.map(|entry| moved_about(&entry.path)));
-        entries.extend(way(&self.look.resolved));
-        let mut problems = self.census.problems();
+            }
+            distrusted.mark(&mut entry);
+            if matches!(&entry.body, Body::At(path) if unproven.contains(path)) {
+                brought.problems.push(moved_about(&entry.path));
+            }
+            entries.push(entry);
+        });
+        let mut problems = census.problems();
         problems.append(&mut self.look.problems);
         problems.append(&mut brought.problems);
         problems.append(&mut blamed);
         let problems = problems.into_iter().map(|p| p.of(&self.source)).collect();
         progress.end();
-        Ok(Harvest { entries, problems, ..Harvest::default() })
+        Ok(Harvest { problems, ..Harvest::default() })
     }
 
     fn release(mut self: Box<Self>) -> Result<(), Failure> {
@@ -100,24 +111,31 @@ impl Pin for TreePin {
     }
 }
 
-impl TreePin {
-    /// A page that was dirty at the cut may be stored to after it without moving a time, and the mapping be
-    /// gone before the next backup looks. So no later backup may carry over a file that was mapped: its change
-    /// time becomes that of the harvest, too young to be trusted, and it is read even if a parent has its stamp.
-    fn distrust(&self, entries: &mut [Entry]) {
-        let mapped: HashSet<&PathBuf> = self.mapped.iter().chain(self.blame.paths()).collect();
-        if mapped.is_empty() {
-            return;
-        }
-        let now = self.clock.now();
-        for entry in entries.iter_mut().filter(|e| e.kind == Kind::File && mapped.contains(&e.path)) {
-            entry.meta.ctime = now;
-            if entry.body == Body::Carried {
-                entry.body = Body::At(entry.path.clone());
-            }
-        }
+/// Files that were mapped. A page that was dirty at the cut may be stored to after it without moving a time, and the
+/// mapping be gone before the next backup looks. So no later backup may carry over a file that was mapped: its change
+/// time becomes that of the harvest, too young to be trusted, and it is read even if a parent has its stamp.
+struct Distrusted<'a> {
+    mapped: HashSet<&'a PathBuf>,
+    now: Timestamp,
+}
+
+impl<'a> Distrusted<'a> {
+    fn new(pin: &'a TreePin) -> Self {
+        Self { mapped: pin.mapped.iter().chain(pin.blame.paths()).collect(), now: pin.clock.now() }
     }
 
+    fn mark(&self, entry: &mut Entry) {
+        if self.mapped.is_empty() || entry.kind != Kind::File || !self.mapped.contains(&entry.path) {
+            return;
+        }
+        entry.meta.ctime = self.now;
+        if entry.body == Body::Carried {
+            entry.body = Body::At(entry.path.clone());
+        }
+    }
+}
+
+impl TreePin {
     fn undo(&mut self) -> Result<(), Failure> {
         if self.harvested { Ok(self.copies.remove()?) } else { Ok(()) }
     }

@@ -153,10 +153,10 @@ impl Census {
         }
     }
 
-    /// Takes all marks away.
-    pub fn unmark_all(&mut self) {
+    /// Takes the marks away that this accepts.
+    pub fn unmark_if(&mut self, is_over: &dyn Fn(NonZeroU32) -> bool) {
         let members = self.folders.iter_mut().flatten().flat_map(|folder| &mut folder.members);
-        members.for_each(|member| member.mark = None);
+        members.for_each(|member| member.mark = member.mark.filter(|mark| !is_over(*mark)));
     }
 
     /// Takes away the mark of one regular file, if that is what stands at this path.

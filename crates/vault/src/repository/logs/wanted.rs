@@ -14,6 +14,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use model::{
+    entries::Entries,
     entry::{Body, Entry, Kind, Manifest, Meta, Role},
     id::{EpochId, SourceId},
     logs::{Epoch, LOGS_VERSION, SegmentRecord},
@@ -326,7 +327,7 @@ impl<'a> Wanted<'a> {
             Entry { path, kind: Kind::Dir, meta, body: Body::Nothing, role: Role::Content }
         });
         let settled = now.checked_add(SignedDuration::from_secs(2)).unwrap_or(now);
-        Manifest::merge(settled, above.chain(self.files.into_values()).collect())
+        Manifest::merge(settled, above.chain(self.files.into_values()).collect::<Entries>())
     }
 }
 
