@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use model::{
     id::BackupId,
     problem::Problem,
-    reference::{Kept, Reading, Reference, reading},
+    reference::{Kept, Reading, Reference, ReferenceFile, reading},
 };
 use rustic_core::repofile::SnapshotId;
 
@@ -25,12 +25,27 @@ pub(super) struct ReferenceState {
     pub(super) referencing: Option<Referencing>,
     /// What went wrong when the reference was replaced.
     problems: Vec<Problem>,
+    /// The record of copies that restores may be cloned from.
+    restored_from: Option<PathBuf>,
 }
 
 impl Repository {
     /// From now on backups use this reference and replace it. Whoever says so holds the lock of the application's runs.
     pub fn use_reference(&mut self, referencing: Referencing) {
         self.reference.referencing = Some(referencing);
+    }
+
+    /// From now on a backup that is opened to be restored tells which frozen copies of its files this record has.
+    pub fn restore_from(&mut self, record: PathBuf) {
+        self.reference.restored_from = Some(record);
+    }
+
+    /// The frozen copies that are recorded for this very backup.
+    pub(super) fn kept_copies(&self, backup: &BackupId) -> Vec<ReferenceFile> {
+        match self.reference.restored_from.as_deref().map(reference::read) {
+            Some(Kept::There(kept)) if kept.backup == *backup => kept.files,
+            _ => Vec::new(),
+        }
     }
 
     /// What went wrong when the reference was replaced by that of a listed backup; once.
