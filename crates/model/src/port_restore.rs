@@ -15,14 +15,15 @@ use crate::{
     id::{BackupId, SourceId},
     port::{Failure, FailureKind, Hold, Journal},
     problem::Problem,
+    reference::ReferenceFile,
     restore::{Listed, Listing, Opened, Place, RestorePlan, SiteFacts},
 };
 
 /// What takes the bytes of a file, in order. A failure ends the reading and is handed through.
 pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<(), Failure> + 'a;
 
-/// What gives the bytes of a file, in order: fills the front of the buffer, and says how much; 0 at the end.
-pub type Tap<'a> = dyn FnMut(&mut [u8]) -> Result<usize, Failure> + 'a;
+/// What gives the bytes of a file from an offset on: fills the front of the buffer, and says how much; 0 at the end.
+pub type Tap<'a> = dyn FnMut(u64, &mut [u8]) -> Result<usize, Failure> + 'a;
 
 /// Where a file may be divided for several threads: at multiples of this, in bytes. Blocks of every filesystem
 /// and chunks of page files divide it.
@@ -67,12 +68,17 @@ pub trait Contents: Sync {
     /// # Errors
     /// [`crate::port::FailureKind::Damaged`] if stored bytes are missing or wrong; else what the sink says.
     fn read(&self, item: usize, range: Range<u64>, sink: &mut Sink<'_>) -> Result<(), Failure>;
-    /// Whether what the tap gives is the content of that file, and nothing more: by the cryptographic names of its
-    /// parts, without reading what is stored.
+    /// Whether what the tap gives is the content of that file, in all its parts that begin within the range, and nothing
+    /// more behind the last of all: by the cryptographic names of the parts, without reading what is stored.
     ///
     /// # Errors
     /// What the tap says; if the backup does not say what the file holds.
-    fn matches(&self, item: usize, tap: &mut Tap<'_>) -> Result<bool, Failure>;
+    fn matches(&self, item: usize, range: Range<u64>, tap: &mut Tap<'_>) -> Result<bool, Failure>;
+    /// Frozen copies of its files that are kept on this machine: what was recorded of them is what the backup has. Whether
+    /// they still are what was recorded is for the [`Site`] to see.
+    fn copies(&self) -> &[ReferenceFile] {
+        &[]
+    }
 }
 
 /// The machine that a backup is restored on.
@@ -82,6 +88,10 @@ pub trait Site: Sync {
     /// # Errors
     /// If it cannot be found out.
     fn survey(&self, places: &[Place], listing: &Listing, watched: &[PathBuf]) -> Result<SiteFacts, Failure>;
+    /// The device numbers of the filesystems that these frozen copies lie on; nothing for one that is not as it was stored.
+    fn copies(&self, copies: &[ReferenceFile]) -> Vec<Option<u64>> {
+        vec![None; copies.len()]
+    }
     /// Which processes have one of these files open.
     ///
     /// # Errors
@@ -150,6 +160,19 @@ pub trait Beside: Sync {
     /// # Errors
     /// If it cannot be made.
     fn file<'s>(&'s self, part: usize, item: &'s Listed) -> Result<Box<dyn Writing + 's>, Failure>;
+    /// Makes one regular file as a clone of a frozen copy, all of it written but for its attributes; nothing if the copy is
+    /// not what was recorded, before and after, or cannot be cloned here.
+    ///
+    /// # Errors
+    /// As [`Beside::file`].
+    fn clone_of<'s>(
+        &'s self,
+        _part: usize,
+        _item: &'s Listed,
+        _copy: &ReferenceFile,
+    ) -> Result<Option<Box<dyn Writing + 's>>, Failure> {
+        Ok(None)
+    }
     /// Makes hard links, symbolic links, devices and pipes. `lost` names the files that could not be written,
     /// for hard links to them.
     ///
@@ -168,8 +191,8 @@ pub trait Beside: Sync {
     /// # Errors
     /// If a directory cannot be reached.
     fn seal(&self) -> Result<Vec<Problem>, Failure>;
-    /// Opens a file that was written, to compare its bytes. Called after [`Beside::sync`], so that they can be had from
-    /// the disk.
+    /// Opens a file that was written, to compare its bytes. Called after [`Beside::sync`], or for a clone, so that they can
+    /// be had from the disk.
     ///
     /// # Errors
     /// If it cannot be opened.
@@ -235,11 +258,11 @@ pub trait Stretch {
 
 /// A file that was written, read back.
 pub trait Reading {
-    /// Fills the front of the buffer with the next bytes, from the disk where that can be had; 0 at the end.
+    /// Fills the front of the buffer with the bytes from an offset on, from the disk where that can be had; 0 at the end.
     ///
     /// # Errors
     /// If they cannot be read.
-    fn next(&mut self, buffer: &mut [u8]) -> Result<usize, Failure>;
+    fn at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<usize, Failure>;
 }
 
 /// A regular file that was written.

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    entry::Stamp,
     id::{BackupId, Relpath},
     inventory::show_duration,
     pathtext,
@@ -61,6 +62,14 @@ pub struct ReferenceFile {
     pub blob: u64,
     /// SHA-256 over the ids of these blobs, in order, in hexadecimal digits.
     pub content: String,
+}
+
+impl ReferenceFile {
+    /// What the copy was when its backup was listed, and has to be still.
+    #[must_use]
+    pub fn stamp(&self) -> Stamp {
+        Stamp { size: self.size, mtime: self.mtime.into(), ctime: self.ctime.into(), inode: self.inode }
+    }
 }
 
 /// What there is of a reference.

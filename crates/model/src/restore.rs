@@ -18,11 +18,13 @@ use crate::{
     port::{Failure, FailureKind},
     problem::{Effect, Problem},
     record::StoredBackup,
+    reference::ReferenceFile,
     size::Bytes,
     verdict::Verdict,
 };
 
 mod choose;
+mod copies;
 mod describe;
 mod listing;
 mod make;
@@ -31,6 +33,7 @@ mod server;
 mod work;
 
 pub use choose::{Choice, choose};
+pub use copies::Cloned;
 pub use listing::{Listed, Listing, Weight};
 pub use make::{plan, still_open};
 pub use places::{databases, places};
@@ -58,6 +61,8 @@ pub struct Request {
     pub only: Vec<PathBuf>,
     /// To a directory: read everything back from disk, too. In place that is always done.
     pub read_back: bool,
+    /// To a directory: do not read what is cloned from frozen copies. In place it is always read.
+    pub trust_copies: bool,
 }
 
 /// Where a backup is restored to.
@@ -110,6 +115,8 @@ pub struct SiteFacts {
     pub places: Vec<PlaceFacts>,
     /// Which processes have watched files open.
     pub open: Vec<Opened>,
+    /// Frozen copies of what the backup holds that are as they were stored, each with the device number of its filesystem.
+    pub copies: Vec<(ReferenceFile, u64)>,
 }
 
 /// A file that a process has open.
@@ -220,6 +227,11 @@ pub struct RestorePlan {
     pub privileged: bool,
     /// Every byte is read back from the disk and compared, before anything appears in its place.
     pub read_back: bool,
+    /// Frozen copies that are cloned instead of reading the repository; one that is not as it was stored any more is not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<ReferenceFile>,
+    /// What is cloned is not read and compared with what the repository has.
+    pub trusts_copies: bool,
     /// Regular files.
     pub files: u64,
     /// Bytes in them.
@@ -296,6 +308,9 @@ pub struct RestoreReport {
     pub files: u64,
     /// Bytes in them.
     pub bytes: Bytes,
+    /// What of it was cloned from frozen copies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cloned: Option<Cloned>,
     /// What is missing or not as it was.
     pub problems: Vec<Problem>,
     /// Where the old state is kept.

@@ -7,6 +7,7 @@
 //! and never on a mix. After the swap's point of no return only what was there before is still to be removed.
 //! A backup of the same application must not run beside us: the program holds its lock.
 
+mod clones;
 mod files;
 mod swap;
 
@@ -21,13 +22,14 @@ use model::{
     port_restore::{Beside, Contents, ServerTarget, Site, Swapped},
     problem::{Effect, Problem},
     restore::{
-        Request, RestorePlan, RestoreReport, ServerAct, Target, databases, places, server_files, sidecars,
-        work,
+        Cloned, Request, RestorePlan, RestoreReport, ServerAct, Target, Work, databases, places,
+        server_files, sidecars, work,
     },
     size::Bytes,
 };
 
 use self::{
+    clones::Clones,
     files::Written,
     swap::{refuse_open, swap},
 };
@@ -66,7 +68,10 @@ pub fn plan(request: &Request, contents: &dyn Contents, site: &dyn Site) -> Resu
             files.chain(server_files(request)).collect()
         }
     };
-    let facts = site.survey(&places, listing, &watched)?;
+    let mut facts = site.survey(&places, listing, &watched)?;
+    let copies = contents.copies();
+    let here = copies.iter().zip(site.copies(copies));
+    facts.copies = here.filter_map(|(copy, device)| Some((copy.clone(), device?))).collect();
     model::restore::plan(request, listing, &facts)
 }
 
@@ -107,7 +112,7 @@ pub fn run_with(
 
     // Nobody is held; everything is written beside.
     let beside = job.site.begin(&executed, job.contents.listing(), &job.journal)?;
-    let mut outcome = write(plan, job, beside.as_ref())?;
+    let (mut outcome, cloned) = write(plan, job, beside.as_ref())?;
     outcome.problems.extend(job.contents.listing().problems.iter().cloned());
     let missing = outcome.problems.iter().find(|p| p.effect == Effect::Missing).cloned();
 
@@ -140,6 +145,7 @@ pub fn run_with(
         places,
         files: outcome.files,
         bytes: outcome.bytes,
+        cloned,
         problems: bounded(outcome.problems),
         kept: swapped.kept,
         next: next(plan),
@@ -190,19 +196,26 @@ fn ready(
     Ok(problems)
 }
 
-fn write(plan: &RestorePlan, job: &Job<'_>, beside: &dyn Beside) -> Result<Written, Failure> {
+fn write(
+    plan: &RestorePlan,
+    job: &Job<'_>,
+    beside: &dyn Beside,
+) -> Result<(Written, Option<Cloned>), Failure> {
     let listing = job.contents.listing();
     let work = work(plan, listing);
     let first = beside.directories()?;
-    let mut written =
-        with_progress(job.progress, Stage::Restoring, Some(plan.bytes), || files::write(job, beside, &work))?;
+    let (mut written, clones) =
+        with_progress(job.progress, Stage::Restoring, Some(plan.bytes), || fill(plan, job, beside, &work))?;
     written.problems.splice(0..0, first);
     written.problems.extend(beside.complete(&written.lost)?);
     written.problems.extend(with_progress(job.progress, Stage::Verifying, None, || beside.verify())?);
     if plan.read_back {
         beside.sync()?;
         let lost: HashSet<&PathBuf> = written.lost.iter().collect();
-        let lies = |file: &&(usize, usize)| !lost.contains(&listing.entries()[file.1].path);
+        // Clones were read from the disk already: the page cache has nothing of a new file that nobody wrote.
+        let is_cloned = |file: &(usize, usize)| clones.items.contains(&file.1);
+        let lies =
+            |file: &&(usize, usize)| !lost.contains(&listing.entries()[file.1].path) && !is_cloned(file);
         let files: Vec<(usize, usize)> = work.files.iter().filter(lies).copied().collect();
         let problems = with_progress(job.progress, Stage::Reading, Some(written.bytes), || {
             files::compare(job, beside, &files)
@@ -215,7 +228,24 @@ fn write(plan: &RestorePlan, job: &Job<'_>, beside: &dyn Beside) -> Result<Writt
         written.files += 1;
         written.bytes = written.bytes + listing.entries()[link.1].meta.size;
     }
-    Ok(written)
+    Ok((written, clones.told()))
+}
+
+/// Clones what can be cloned, and writes the rest.
+fn fill(
+    plan: &RestorePlan,
+    job: &Job<'_>,
+    beside: &dyn Beside,
+    work: &Work,
+) -> Result<(Written, Clones), Failure> {
+    let mut clones = clones::make(plan, job, beside, &work.files)?;
+    let rest: Vec<(usize, usize)> =
+        work.files.iter().filter(|file| !clones.items.contains(&file.1)).copied().collect();
+    let mut written = files::write(job, beside, &rest)?;
+    written.files += clones.written.files;
+    written.bytes = written.bytes + clones.written.bytes;
+    written.problems.append(&mut clones.written.problems);
+    Ok((written, clones))
 }
 
 fn with_progress<T>(

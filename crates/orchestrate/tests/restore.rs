@@ -354,8 +354,8 @@ impl Contents for Fickle {
             sink(&bytes)
         })
     }
-    fn matches(&self, item: usize, tap: &mut Tap<'_>) -> Result<bool, Failure> {
-        self.inner.matches(item, tap)
+    fn matches(&self, item: usize, range: Range<u64>, tap: &mut Tap<'_>) -> Result<bool, Failure> {
+        self.inner.matches(item, range, tap)
     }
 }
 

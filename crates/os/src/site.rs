@@ -12,6 +12,7 @@ use std::{path::PathBuf, sync::Arc};
 use model::{
     port::{Failure, Journal},
     port_restore::{Beside, Site, Swapped},
+    reference::ReferenceFile,
     restore::{Listing, Opened, Place, RestorePlan, SiteFacts},
 };
 
@@ -39,7 +40,12 @@ impl Site for LocalSite {
             privileged: rustix::process::geteuid().is_root(),
             places: survey::look(places, listing)?,
             open: self.open_by(watched)?,
+            copies: Vec::new(),
         })
+    }
+
+    fn copies(&self, copies: &[ReferenceFile]) -> Vec<Option<u64>> {
+        copies.iter().map(|copy| write::open_copy(copy).map(|(_, device)| device)).collect()
     }
 
     fn open_by(&self, paths: &[PathBuf]) -> Result<Vec<Opened>, Failure> {

@@ -166,6 +166,113 @@ fn it_is_told_proven_and_removed() {
     assert_eq!(world.site.leftovers(), Vec::<PathBuf>::new());
 }
 
+/// Restores to a directory, compares with what was live then, and says what was cloned.
+#[track_caller]
+fn restored(world: &World, arguments: &[&str], then: &[u8]) -> Value {
+    let to = world.site.root().join("restored");
+    let to_text = to.to_str().expect("UTF-8");
+    let base = ["restore", "guestbook", "--json", "--to", to_text];
+    let ran = world.site.run(base.iter().chain(arguments));
+    ran.expect_status(0);
+    let found = fs::read(below(&to, &world.pages())).expect("restored");
+    assert!(found == then, "{arguments:?}: it is not what was live then");
+    fs::remove_dir_all(&to).expect("removed");
+    ran.json()["detail"].clone()
+}
+
+#[test]
+fn what_frozen_copies_prove_is_cloned_and_compared() {
+    let mut world = World::new(seed());
+    let first = world.backup()["backup"].as_str().expect("an id").to_owned();
+    let before = fs::read(world.pages()).expect("live");
+    world.change();
+    world.backup();
+    let then = fs::read(world.pages()).expect("live");
+    world.change();
+    let record: Value =
+        serde_json::from_slice(&fs::read(world.record()).expect("a record")).expect("the record");
+    let copy = PathBuf::from(record["files"][0]["copy"].as_str().expect("a path"));
+
+    let to = world.site.root().join("restored");
+    let to_text = to.to_str().expect("UTF-8");
+    let planned = world.site.run(["restore", "guestbook", "--dry-run", "--to", to_text]);
+    planned.expect_status(0).expect_text("1 files (6.0 MiB) are cloned from frozen copies");
+    planned.expect_text(world.pages().to_str().expect("UTF-8"));
+    let report = restored(&world, &[], &then);
+    assert_eq!(report["cloned"]["files"], 1, "{report}");
+    assert_eq!(report["cloned"]["compared"], true, "{report}");
+    assert_eq!(restored(&world, &["--read-back"], &then)["cloned"]["compared"], true);
+    assert_eq!(restored(&world, &["--trust-copies"], &then)["cloned"]["compared"], false);
+    world.site.run(["restore", "guestbook", "--to", to_text]).expect_status(0);
+    let clone = fs::File::open(below(&to, &world.pages())).expect("restored");
+    let (_, space) = os::extents::look(&clone).expect("its extents");
+    assert_eq!(space.own, model::size::Bytes(0), "a clone takes no space for what it holds");
+    fs::remove_dir_all(&to).expect("removed");
+
+    // Bytes that nobody wrote.
+    let mark = fs::read(&copy).expect("the copy")[SIZE - 8192..SIZE - 4096].to_vec();
+    Command::new("sync").arg("-f").arg(world.pages()).status().expect("sync");
+    flip(&world.mounted.image, &mark);
+    let report = restored(&world, &[], &then);
+    assert_eq!(report["cloned"], Value::Null, "{report}");
+    assert!(report["problems"].to_string().contains("its frozen copy is no use"), "{report}");
+    let trusting = ["restore", "guestbook", "--trust-copies", "--to", to_text];
+    world.site.run(trusting).expect_status(0).expect_text("they were not read");
+    let read = fs::read(below(&to, &world.pages())).expect("restored");
+    assert!(read.len() == then.len() && read != then, "it has what the disk has now");
+    fs::remove_dir_all(&to).expect("removed");
+    world.site.run(["restore", "guestbook", "--in-place", "--yes"]).expect_status(0);
+    assert!(fs::read(world.pages()).expect("live") == then, "in place nothing is trusted");
+    // Another backup's.
+    assert_eq!(restored(&world, &["--backup", &first], &before)["cloned"], Value::Null);
+}
+
+#[test]
+fn a_copy_that_was_touched_or_is_gone_is_not_cloned() {
+    let mut world = World::new(seed());
+    let mut copy = PathBuf::new();
+    let mut next = |world: &mut World| {
+        world.change();
+        world.backup();
+        let record: Value =
+            serde_json::from_slice(&fs::read(world.record()).expect("a record")).expect("the record");
+        copy = PathBuf::from(record["files"][0]["copy"].as_str().expect("a path"));
+        (copy.clone(), fs::read(world.pages()).expect("live"))
+    };
+    let (_, then) = next(&mut world);
+    world.change();
+    let report =
+        world.site.run(["restore", "guestbook", "--in-place", "--yes", "--json"]).expect_status(0).json();
+    assert_eq!(report["detail"]["cloned"]["compared"], true, "{report}");
+    assert!(fs::read(world.pages()).expect("live") == then);
+
+    // Written to, with its times set back.
+    let (copy, then) = next(&mut world);
+    let times = fs::metadata(&copy).expect("the copy").modified().expect("its time");
+    let file = fs::OpenOptions::new().write(true).open(&copy).expect("the copy");
+    file.write_all_at(b"other", 1 << 20).expect("written");
+    file.set_modified(times).expect("set back");
+    drop(file);
+    for arguments in [&[][..], &["--trust-copies"]] {
+        assert_eq!(restored(&world, arguments, &then)["cloned"], Value::Null);
+    }
+    // Another file under its name.
+    let (copy, then) = next(&mut world);
+    let bytes = fs::read(&copy).expect("the copy");
+    fs::remove_file(&copy).expect("removed");
+    fs::write(&copy, &bytes).expect("another");
+    assert_eq!(restored(&world, &["--trust-copies"], &then)["cloned"], Value::Null);
+    fs::remove_file(&copy).expect("removed");
+    assert_eq!(restored(&world, &["--trust-copies"], &then)["cloned"], Value::Null);
+    // A record that says something else of what is stored.
+    let (_, then) = next(&mut world);
+    let text = fs::read_to_string(world.record()).expect("a record");
+    let record: Value = serde_json::from_str(&text).expect("the record");
+    let content = record["files"][0]["content"].as_str().expect("a digest");
+    fs::write(world.record(), text.replace(content, &"0".repeat(64))).expect("written");
+    assert_eq!(restored(&world, &["--trust-copies"], &then)["cloned"], Value::Null);
+}
+
 /// Turns one byte of these over, wherever they stand.
 fn flip(image: &Path, mark: &[u8]) {
     let file = fs::OpenOptions::new().read(true).write(true).open(image).expect("the image");

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::{Exchange, Part, RestorePlan, RestoreReport, ServerPart, Target, pathtext};
+use super::{Cloned, Exchange, Part, RestorePlan, RestoreReport, ServerPart, Target, copies, pathtext};
 
 impl RestorePlan {
     /// What the restore will do, line by line.
@@ -43,6 +43,7 @@ impl RestorePlan {
                 });
             }
         }
+        lines.extend(copies::describe(&self.copies, self.trusts_copies));
         if self.read_back {
             lines.push(
                 "every byte is read back from the disk and compared before it is put in its place".into(),
@@ -97,6 +98,7 @@ impl RestoreReport {
             self.backup.short(),
             self.duration_s
         )];
+        lines.extend(self.cloned.as_ref().map(Cloned::describe));
         lines.extend(self.places.iter().map(|p| format!("now at {}", pathtext::show(p))));
         let is_logs = |path: &Path| path.to_string_lossy().contains("/.stillpoint-logs-");
         lines.extend(self.kept.iter().map(|path| match is_logs(path) {

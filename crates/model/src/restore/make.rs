@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use super::{
     Census, Drop, Exchange, Found, Listing, Opened, ParentFacts, Part, Path, PathBuf, Place, PlaceFacts,
-    PlaceKind, Request, RestorePlan, SiteFacts, Target, Verdict, databases, is_server_file, pathtext, places,
-    refused, server, server_files, sidecars, still_running,
+    PlaceKind, Request, RestorePlan, SiteFacts, Target, Verdict, copies, databases, is_server_file, pathtext,
+    places, refused, server, server_files, sidecars, still_running,
 };
 use crate::{
     entry::Kind,
@@ -59,6 +59,7 @@ pub fn plan(request: &Request, listing: &Listing, facts: &SiteFacts) -> Result<R
     space(&places, facts, listing)?;
     plan.files = plan.parts.iter().map(|p| p.files).sum();
     plan.bytes = plan.parts.iter().map(|p| p.bytes).sum();
+    plan.copies = copies::usable(&places, facts, listing);
     add_notes(listing, facts, &mut plan);
     Ok(plan)
 }
@@ -67,6 +68,8 @@ fn empty(request: &Request, facts: &SiteFacts) -> RestorePlan {
     let record = request.backup.record.as_ref();
     RestorePlan {
         read_back: request.read_back || matches!(request.target, Target::InPlace { .. }),
+        copies: Vec::new(),
+        trusts_copies: copies::trusts(request),
         application: request.application.clone(),
         backup: request.backup.id.clone(),
         cut: record.map(|r| r.cut.clone()),

@@ -90,6 +90,7 @@ fn request(target: Target, pins: &[(&str, &str)]) -> Request {
         backup: backup(pins),
         target,
         read_back: false,
+        trust_copies: false,
         keep_out: vec!["/srv/hydro".into(), "/v01/backup".into()],
         has_hooks: false,
         accept_incomplete: false,
@@ -139,7 +140,7 @@ fn case() -> Case {
     Case {
         request: request(IN_PLACE, &PINS),
         listing: listing(entries),
-        site: SiteFacts { privileged: true, places, open: vec![] },
+        site: SiteFacts { privileged: true, places, open: vec![], copies: vec![] },
     }
 }
 
@@ -415,7 +416,7 @@ fn a_missing_link_is_restored_and_a_changed_one_refused() {
         Case {
             request: request(IN_PLACE, &[("directory", "/srv/link")]),
             listing: listing(entries),
-            site: SiteFacts { privileged: true, places, open: vec![] },
+            site: SiteFacts { privileged: true, places, open: vec![], copies: vec![] },
         }
     };
     let paths = |plan: RestorePlan| plan.parts.into_iter().map(|p| p.to).collect::<Vec<_>>();

@@ -26,7 +26,7 @@ use model::{
     port::{Failure, FailureKind},
     port_restore::{Beside, Finished, STRETCH, Writing},
     problem::Problem,
-    restore::{Listed, Work},
+    restore::Listed,
     size::Bytes,
 };
 
@@ -41,15 +41,19 @@ pub(super) struct Written {
     pub lost: Vec<PathBuf>,
 }
 
-/// Writes every regular file. A full disk ends it all; any other failure loses that file only.
-pub(super) fn write(job: &Job<'_>, beside: &dyn Beside, work: &Work) -> Result<Written, Failure> {
+/// Writes these regular files. A full disk ends it all; any other failure loses that file only.
+pub(super) fn write(
+    job: &Job<'_>,
+    beside: &dyn Beside,
+    files: &[(usize, usize)],
+) -> Result<Written, Failure> {
     let entries = job.contents.listing().entries();
     let is_large = |file: &&(usize, usize)| entries[file.1].meta.size.0 > STRETCH;
     let large: Vec<Large<'_>> =
-        work.files.iter().filter(is_large).map(|file| Large::new(*file, &entries[file.1])).collect();
+        files.iter().filter(is_large).map(|file| Large::new(*file, &entries[file.1])).collect();
     let stretches: Vec<(&Large<'_>, Range<u64>)> =
-        large.iter().flat_map(|file| file.stretches().map(move |range| (file, range))).collect();
-    let small: Vec<(usize, usize)> = work.files.iter().filter(|file| !is_large(file)).copied().collect();
+        large.iter().flat_map(|file| stretches(file.size).map(move |range| (file, range))).collect();
+    let small: Vec<(usize, usize)> = files.iter().filter(|file| !is_large(file)).copied().collect();
     let groups: Vec<&[(usize, usize)]> = Groups { rest: &small, entries }.collect();
     let crew = Crew::new(job);
     crew.work(stretches.len() + groups.len(), |number| match stretches.get(number) {
@@ -94,15 +98,68 @@ impl<'a> Iterator for Groups<'a> {
     }
 }
 
-/// Reads files back and compares them. The problems, sorted by path.
+/// Reads files back and compares them, large ones by several threads. The problems, sorted by path.
 pub(super) fn compare(
     job: &Job<'_>,
     beside: &dyn Beside,
     files: &[(usize, usize)],
 ) -> Result<Vec<Problem>, Failure> {
-    let crew = Crew::new(job);
-    crew.work(files.len(), |number| crew.note(files[number], reread(job, beside, files[number])));
-    Ok(crew.result()?.problems)
+    let mut problems = Vec::new();
+    for (file, done) in files.iter().zip(reread(job, beside, files)) {
+        let path = &job.contents.listing().entries()[file.1].path;
+        let what = match done {
+            Ok(true) => continue,
+            Ok(false) => "reads back otherwise than it was written: the disk may be failing".to_owned(),
+            Err(failure) => format!("could not be restored: {}", failure.in_full()),
+        };
+        problems.push(Problem::missing(path, what, "restore to another disk"));
+    }
+    problems.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(problems)
+}
+
+/// Whether each of these files has on disk what the backup has for it.
+pub(super) fn reread(
+    job: &Job<'_>,
+    beside: &dyn Beside,
+    files: &[(usize, usize)],
+) -> Vec<Result<bool, Failure>> {
+    let size = |number: usize| job.contents.listing().entries()[files[number].1].meta.size.0;
+    let stretches: Vec<(usize, Range<u64>)> = (0..files.len())
+        .flat_map(|number| stretches(size(number)).map(move |range| (number, range)))
+        .collect();
+    let all = Mutex::new(files.iter().map(|_| Ok(true)).collect::<Vec<_>>());
+    let known = || all.lock().unwrap_or_else(PoisonError::into_inner);
+    Crew::new(job).work(stretches.len(), |task| {
+        let (number, range) = &stretches[task];
+        if !matches!(known()[*number], Ok(true)) {
+            return;
+        }
+        let done = reread_stretch(job, beside, files[*number], range.clone());
+        if !matches!(done, Ok(true)) {
+            known()[*number] = done;
+        }
+    });
+    all.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn reread_stretch(
+    job: &Job<'_>,
+    beside: &dyn Beside,
+    (part, item): (usize, usize),
+    range: Range<u64>,
+) -> Result<bool, Failure> {
+    let mut reading = beside.reread(part, &job.contents.listing().entries()[item])?;
+    job.contents.matches(item, range, &mut |offset, buffer| {
+        let length = reading.at(offset, buffer)?;
+        job.progress.advance(Bytes(length as u64));
+        Ok(length)
+    })
+}
+
+/// What a file is divided into for several threads; an empty one is one stretch.
+fn stretches(size: u64) -> impl Iterator<Item = Range<u64>> {
+    (0..size.div_ceil(STRETCH).max(1)).map(move |n| n * STRETCH..size.min((n + 1) * STRETCH))
 }
 
 /// Threads that take files one after the other, and what came of it.
@@ -192,11 +249,6 @@ impl<'a> Large<'a> {
         Self { file, size, state: Mutex::new(state) }
     }
 
-    fn stretches(&self) -> impl Iterator<Item = Range<u64>> + use<> {
-        let size = self.size;
-        (0..size.div_ceil(STRETCH)).map(move |n| n * STRETCH..size.min((n + 1) * STRETCH))
-    }
-
     fn state(&self) -> MutexGuard<'_, State<'a>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -273,20 +325,4 @@ fn write_stretch(
         Ok(())
     })?;
     stretch.end()
-}
-
-fn reread(job: &Job<'_>, beside: &dyn Beside, (part, item): (usize, usize)) -> Result<Finished, Failure> {
-    let entry = &job.contents.listing().entries()[item];
-    let mut reading = beside.reread(part, entry)?;
-    let is_same = job.contents.matches(item, &mut |buffer| {
-        let length = reading.next(buffer)?;
-        job.progress.advance(Bytes(length as u64));
-        Ok(length)
-    })?;
-    let mut finished = Finished::default();
-    if !is_same {
-        let what = "reads back otherwise than it was written: the disk may be failing";
-        finished.problems.push(Problem::missing(&entry.path, what, "restore to another disk"));
-    }
-    Ok(finished)
 }

@@ -18,6 +18,7 @@ use model::{
     port::{Failure, FailureKind, Journal},
     port_restore::{Beside, NotSwapped, Reading, Swapped, Writing},
     problem::Problem,
+    reference::ReferenceFile,
     restore::{Exchange, Listed, Listing, Part, RestorePlan, Target, Work, work},
     undo::{Move, Ticket, Undo},
 };
@@ -25,7 +26,7 @@ use rustix::fs::{AtFlags, FileType, Mode};
 
 use super::{
     attributes::{Place, Setter, forget_inherited, open_dir},
-    direct::Buffers,
+    direct::{Buffers, Flusher},
     reached::Reached,
     swap::{self, SwapError, exists},
     verify,
@@ -49,6 +50,7 @@ pub(super) struct LocalBeside<'a> {
     journal: Arc<dyn Journal>,
     setter: Setter,
     buffers: Buffers,
+    flusher: Flusher,
     areas: BTreeMap<PathBuf, Area>,
     reached: Reached,
 }
@@ -67,6 +69,7 @@ impl<'a> LocalBeside<'a> {
             journal: Arc::clone(journal),
             setter: Setter::new(plan.privileged),
             buffers: Buffers::default(),
+            flusher: Flusher::default(),
             areas: BTreeMap::new(),
             reached: Reached::default(),
         };
@@ -345,8 +348,19 @@ impl Beside for LocalBeside<'_> {
     }
 
     fn file<'s>(&'s self, part: usize, item: &'s Listed) -> Result<Box<dyn Writing + 's>, Failure> {
-        let ways = Ways { setter: &self.setter, buffers: &self.buffers };
+        let ways = Ways { setter: &self.setter, buffers: &self.buffers, flusher: &self.flusher };
         Ok(Box::new(NewFile::create(self.place(part, &item.path)?, item, ways)?))
+    }
+
+    fn clone_of<'s>(
+        &'s self,
+        part: usize,
+        item: &'s Listed,
+        copy: &ReferenceFile,
+    ) -> Result<Option<Box<dyn Writing + 's>>, Failure> {
+        let ways = Ways { setter: &self.setter, buffers: &self.buffers, flusher: &self.flusher };
+        let new = NewFile::clone_of(self.place(part, &item.path)?, item, copy, ways)?;
+        Ok(new.map(|new| Box::new(new) as Box<dyn Writing>))
     }
 
     fn complete(&self, lost: &[PathBuf]) -> Result<Vec<Problem>, Failure> {

@@ -14,7 +14,10 @@ use std::{
     io,
     ops::Range,
     os::unix::fs::FileExt,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use rustix::fs::FallocateFlags;
@@ -60,6 +63,22 @@ impl Buffer {
 /// Buffers that are not in use: as many as threads ever wrote at once.
 #[derive(Debug, Default)]
 pub(super) struct Buffers(Mutex<Vec<Buffer>>);
+
+/// What a disk may still have in its cache is flushed each time so much was written, in bytes: by one thread, while the others
+/// go on. Left for the end, all would wait for it.
+const FLUSH: u64 = 256 << 20;
+
+/// How much was written past the page cache.
+#[derive(Debug, Default)]
+pub(super) struct Flusher(AtomicU64);
+
+impl Flusher {
+    /// So many bytes more were written to this file.
+    pub fn wrote(&self, file: &File, bytes: u64) -> io::Result<()> {
+        let before = self.0.fetch_add(bytes, Ordering::Relaxed);
+        if before / FLUSH == (before + bytes) / FLUSH { Ok(()) } else { file.sync_data() }
+    }
+}
 
 impl Buffers {
     fn take(&self) -> Buffer {

@@ -3,19 +3,22 @@
 //! Crash story: the file is new, in a staging directory that nobody else can enter; dropped unfinished, it is removed.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    fs::{File, Metadata},
+    io,
     ops::Range,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use model::{
+    entry::Stamp,
     pathtext,
     port::{Failure, FailureKind},
     port_restore::{Finished, Reading, Stretch, Writing},
+    reference::ReferenceFile,
     restore::Listed,
+    size::Bytes,
 };
 use rustix::{
     fs::{AtFlags, Mode, OFlags},
@@ -24,10 +27,10 @@ use rustix::{
 
 use super::{
     attributes::{PERMISSIONS, Place, Setter},
-    direct::{self, Batches, Buffers, STEP},
+    direct::{self, Batches, Buffers, Flusher, STEP},
     verify,
 };
-use crate::staging::is_no_space;
+use crate::{extents::clone_file, staging::is_no_space};
 
 /// Shorter runs of zeros, at the end of a part, are written: no filesystem has smaller blocks.
 const SHORTEST_HOLE: usize = 4096;
@@ -36,6 +39,7 @@ const SHORTEST_HOLE: usize = 4096;
 pub(super) struct Ways<'a> {
     pub setter: &'a Setter,
     pub buffers: &'a Buffers,
+    pub flusher: &'a Flusher,
 }
 
 /// A file that is being written.
@@ -56,13 +60,7 @@ pub(super) struct NewFile<'a> {
 impl<'a> NewFile<'a> {
     pub fn create(place: Place, item: &'a Listed, ways: Ways<'a>) -> Result<Self, Failure> {
         let fail = |error: io::Error| cannot("made", &item.path, error);
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // Mostly this is what it will stay. Nobody else can come here.
-        let mode = Mode::from_raw_mode(item.meta.mode & 0o777) | Mode::RUSR | Mode::WUSR;
-        let opened = rustix::fs::openat(&place.dir, &place.name, flags, mode);
-        let file = File::from(opened.map_err(|error| fail(error.into()))?);
-        let (appended, reaches) = (AtomicU64::new(0), AtomicU64::new(0));
-        let mut new = Self { file, direct: None, place, item, ways, appended, reaches, is_finished: false };
+        let mut new = Self::create_in(place, item, ways)?;
         if item.meta.size.0 >= direct::FROM && direct::is_for(&new.file) {
             new.file.set_len(item.meta.size.0).map_err(fail)?;
             let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -71,6 +69,44 @@ impl<'a> NewFile<'a> {
             new.direct = opened.ok().map(File::from);
         }
         Ok(new)
+    }
+
+    /// An empty file.
+    fn create_in(place: Place, item: &'a Listed, ways: Ways<'a>) -> Result<Self, Failure> {
+        let fail = |error: io::Error| cannot("made", &item.path, error);
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Mostly this is what it will stay. Nobody else can come here.
+        let mode = Mode::from_raw_mode(item.meta.mode & 0o777) | Mode::RUSR | Mode::WUSR;
+        let opened = rustix::fs::openat(&place.dir, &place.name, flags, mode);
+        let file = File::from(opened.map_err(|error| fail(error.into()))?);
+        let (appended, reaches) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { file, direct: None, place, item, ways, appended, reaches, is_finished: false })
+    }
+
+    /// A file with all bytes of a frozen copy; nothing if that is not as it was stored, or cannot be cloned here.
+    pub fn clone_of(
+        place: Place,
+        item: &'a Listed,
+        copy: &ReferenceFile,
+        ways: Ways<'a>,
+    ) -> Result<Option<Self>, Failure> {
+        let size = item.meta.size.0;
+        let Some((frozen, _)) = open_copy(copy).filter(|_| copy.size.0 == size) else { return Ok(None) };
+        let new = Self::create_in(place, item, ways)?;
+        let cloned = clone_file(&frozen, &new.file).and_then(|()| new.file.metadata());
+        match cloned {
+            // Whoever wrote to the copy meanwhile has changed its times.
+            Ok(meta) if meta.len() == size && is_as_stored(&frozen, copy) => {}
+            Ok(_) => return Ok(None),
+            Err(error) if is_no_space(&error) => return Err(new.failed(error)),
+            Err(error) => {
+                tracing::debug!(path = %item.path.display(), %error, "it cannot be cloned");
+                return Ok(None);
+            }
+        }
+        new.appended.store(size, Ordering::Relaxed);
+        new.reaches.store(size, Ordering::Relaxed);
+        Ok(Some(new))
     }
 
     fn write(&self, bytes: &[u8], mut at: u64) -> io::Result<()> {
@@ -95,7 +131,7 @@ impl Writing for NewFile<'_> {
     fn stretch(&self, range: Range<u64>) -> Result<Box<dyn Stretch + '_>, Failure> {
         let direct = self.direct.as_ref();
         let way = direct.map(|file| Batches::new(file, self.ways.buffers, range.clone()));
-        Ok(Box::new(NewStretch { of: self, rest: range, way }))
+        Ok(Box::new(NewStretch { of: self, rest: range, appended: 0, way }))
     }
 
     fn finish(mut self: Box<Self>) -> Result<Finished, Failure> {
@@ -134,6 +170,7 @@ struct NewStretch<'a> {
     of: &'a NewFile<'a>,
     /// What is still to come of it.
     rest: Range<u64>,
+    appended: u64,
     way: Option<Batches<'a>>,
 }
 
@@ -150,16 +187,35 @@ impl Stretch for NewStretch<'_> {
         };
         written.map_err(|error| self.of.failed(error))?;
         self.rest.start += length;
+        self.appended += length;
         self.of.appended.fetch_add(length, Ordering::Relaxed);
         Ok(())
     }
 
     fn end(mut self: Box<Self>) -> Result<(), Failure> {
-        match &mut self.way {
-            Some(batches) => batches.flush().map_err(|error| self.of.failed(error)),
-            None => Ok(()),
-        }
+        let Some(batches) = &mut self.way else { return Ok(()) };
+        let written = batches.flush().and_then(|()| self.of.ways.flusher.wrote(&self.of.file, self.appended));
+        written.map_err(|error| self.of.failed(error))
     }
+}
+
+/// Opens a frozen copy, if it is what was recorded of it; with the device number of its filesystem.
+pub(super) fn open_copy(copy: &ReferenceFile) -> Option<(File, u64)> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(&copy.copy, flags, Mode::empty()).ok()?);
+    let device = file.metadata().ok()?.dev();
+    is_as_stored(&file, copy).then_some((file, device))
+}
+
+fn is_as_stored(file: &File, copy: &ReferenceFile) -> bool {
+    let nanos = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+    let stamp = |meta: Metadata| Stamp {
+        size: Bytes(meta.len()),
+        mtime: nanos(meta.mtime(), meta.mtime_nsec()),
+        ctime: nanos(meta.ctime(), meta.ctime_nsec()),
+        inode: meta.ino(),
+    };
+    file.metadata().is_ok_and(|meta| meta.is_file() && stamp(meta) == copy.stamp())
 }
 
 /// A written file that is read back.
@@ -192,9 +248,9 @@ impl<'a> WrittenFile<'a> {
 }
 
 impl Reading for WrittenFile<'_> {
-    fn next(&mut self, buffer: &mut [u8]) -> Result<usize, Failure> {
+    fn at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<usize, Failure> {
         loop {
-            match self.file.read(buffer) {
+            match self.file.read_at(buffer, offset) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 read => return read.map_err(|error| cannot("read back", &self.item.path, error)),
             }

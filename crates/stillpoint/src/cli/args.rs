@@ -141,6 +141,10 @@ pub struct RestoreArgs {
     /// Read everything back from the disk and compare it before the directory appears; in place this is always done
     #[arg(long)]
     pub read_back: bool,
+    /// Do not read what is cloned from frozen copies that are kept of the backup: it takes a moment, and whether the disk
+    /// still has in them what was stored is not known
+    #[arg(long, requires = "to", conflicts_with_all = ["in_place", "read_back"])]
+    pub trust_copies: bool,
     /// Do not ask before overwriting
     #[arg(long)]
     pub yes: bool,

@@ -32,7 +32,7 @@ use crate::{
         lock::RunLock,
         password,
         recover::{self, archive::Archive},
-        restore,
+        reference, restore,
         run::Run,
         served,
     },
@@ -70,6 +70,8 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Outcome {
     let cut = repository.cut_record(&backup.id).map_err(Failure::from)?;
     let mut request = restore::request(&run, application, backup, target, args.accept_incomplete);
     request.read_back = args.read_back;
+    request.trust_copies = args.trust_copies;
+    repository.restore_from(reference::of(&run, application).record);
     request.servers = served::sources(application, cut.as_ref());
     for server in &request.servers {
         request.keep_out.extend(server.record.roots.iter().map(|root| root.path.clone()));

@@ -60,6 +60,7 @@ pub fn request(
         servers: vec![],
         only: vec![],
         read_back: false,
+        trust_copies: false,
     }
 }
 

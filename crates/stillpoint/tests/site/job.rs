@@ -58,6 +58,7 @@ pub fn request(target: Target, pins: &[(&str, &Path)]) -> Request {
         backup: stored(pins),
         target,
         read_back: true,
+        trust_copies: false,
         keep_out: vec![],
         has_hooks: false,
         accept_incomplete: false,

@@ -120,20 +120,27 @@ pub fn any_range_can_be_read(bench: &dyn Bench) {
     });
 }
 
-/// Byte for byte, and no byte more or less.
+/// Byte for byte, and no byte more or less, as a whole and in ranges.
 pub fn what_is_the_same_matches_and_nothing_else(bench: &dyn Bench) {
     stored(bench, |contents, files| {
         for (path, bytes) in files {
             let item = item(contents, path);
-            let matches = |mut bytes: &[u8]| {
+            let size = size(contents, item);
+            let match_in = |bytes: &[u8], range: std::ops::Range<u64>| {
                 // A tap may give less than it was asked for.
-                let same = contents.matches(item, &mut |buffer| {
-                    let length = buffer.len().min(bytes.len()).min(10_000);
-                    buffer[..length].copy_from_slice(&bytes[..length]);
-                    bytes = &bytes[length..];
+                let same = contents.matches(item, range, &mut |offset, buffer| {
+                    let rest = bytes.get(usize::try_from(offset).unwrap_or(usize::MAX)..).unwrap_or_default();
+                    let length = buffer.len().min(rest.len()).min(10_000);
+                    buffer[..length].copy_from_slice(&rest[..length]);
                     Ok(length)
                 });
                 same.unwrap_or_else(|failure| panic!("{}", failure.in_full()))
+            };
+            let matches = |bytes: &[u8]| {
+                let whole = match_in(bytes, 0..size);
+                let (first, second) = (match_in(bytes, 0..size / 3), match_in(bytes, size / 3..size));
+                assert_eq!(whole, first && second, "{}", path.display());
+                whole
             };
             assert!(matches(bytes), "{}", path.display());
             assert!(!matches(&[bytes.as_slice(), b"."].concat()), "{} goes on", path.display());

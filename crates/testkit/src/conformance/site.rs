@@ -183,6 +183,7 @@ impl Scene<'_> {
             target,
             keep_out: vec![],
             read_back: false,
+            trust_copies: false,
             has_hooks: false,
             accept_incomplete: false,
             servers: vec![],
@@ -402,7 +403,7 @@ pub fn what_was_written_reads_back(bench: &dyn Bench) {
         let mut file = ok(beside.reread(part, item));
         let (mut found, mut buffer) = (Vec::new(), vec![0; 70_000]);
         loop {
-            match ok(file.next(&mut buffer)) {
+            match ok(file.at(found.len() as u64, &mut buffer)) {
                 0 => break,
                 length => found.extend_from_slice(&buffer[..length]),
             }

@@ -178,17 +178,22 @@ impl Contents for MemoryBackup {
         parts.try_for_each(sink)
     }
 
-    fn matches(&self, item: usize, tap: &mut Tap<'_>) -> Result<bool, Failure> {
+    fn matches(&self, item: usize, range: Range<u64>, tap: &mut Tap<'_>) -> Result<bool, Failure> {
         self.script.step("contents.matches")?;
         let (_, bytes) = self.file(item)?;
-        let mut found = Vec::new();
+        let size = bytes.len() as u64;
+        let (mut at, end) = (range.start, range.end.min(size));
         let mut buffer = vec![0; PART];
-        loop {
-            match tap(&mut buffer)? {
-                0 => return Ok(found == *bytes),
-                length => found.extend_from_slice(&buffer[..length]),
+        while at < end {
+            let wanted = usize::try_from(end - at).unwrap_or(PART).min(PART);
+            let length = tap(at, &mut buffer[..wanted])?;
+            let from = usize::try_from(at).unwrap_or(usize::MAX);
+            if length == 0 || bytes[from..from + length] != buffer[..length] {
+                return Ok(false);
             }
+            at += length as u64;
         }
+        Ok(range.end < size || tap(size, &mut [0])? == 0)
     }
 }
 

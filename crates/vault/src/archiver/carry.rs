@@ -318,7 +318,7 @@ fn open_copy(path: &Path) -> io::Result<File> {
 
 /// The stamp that a copy has to have.
 pub(crate) fn recorded(file: &ReferenceFile) -> Stamp {
-    Stamp { size: file.size, mtime: file.mtime.into(), ctime: file.ctime.into(), inode: file.inode }
+    file.stamp()
 }
 
 fn is_as_stored(copy: &File, file: &ReferenceFile) -> Result<(), String> {

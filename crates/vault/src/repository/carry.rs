@@ -10,7 +10,7 @@ use model::{
     id::BackupId,
     pace::Pace,
     problem::Problem,
-    reference::{Kept, Reading, Reference, reading},
+    reference::{Kept, Reading, Reference, ReferenceFile, reading},
 };
 use rustic_core::repofile::SnapshotId;
 
@@ -26,6 +26,8 @@ pub(super) struct ReferenceState {
     pub(super) referencing: Option<Referencing>,
     /// What went wrong when the reference was replaced.
     problems: Vec<Problem>,
+    /// The record of copies that restores may be cloned from.
+    restored_from: Option<PathBuf>,
 }
 
 impl Repository {
@@ -37,6 +39,19 @@ impl Repository {
     /// From now on files are read and stored at this pace.
     pub fn go_at(&mut self, pace: Pace) {
         self.gentle = Gentle::new(pace);
+    }
+
+    /// From now on a backup that is opened to be restored tells which frozen copies of its files this record has.
+    pub fn restore_from(&mut self, record: PathBuf) {
+        self.reference.restored_from = Some(record);
+    }
+
+    /// The frozen copies that are recorded for this very backup.
+    pub(super) fn kept_copies(&self, backup: &BackupId) -> Vec<ReferenceFile> {
+        match self.reference.restored_from.as_deref().map(reference::read) {
+            Some(Kept::There(kept)) if kept.backup == *backup => kept.files,
+            _ => Vec::new(),
+        }
     }
 
     /// What went wrong when the reference was replaced by that of a listed backup; once.

@@ -19,6 +19,7 @@ use model::{
     port::{Failure, FailureKind},
     port_restore::{Contents, Fetch, STRETCH, Sink, Tap},
     problem::{Effect, Problem},
+    reference::ReferenceFile,
     restore::{Listed, Listing},
 };
 
@@ -29,7 +30,7 @@ use super::{
     open::Repository,
     walk::{self, Stored as Found},
 };
-use crate::archiver::{Name, Place};
+use crate::archiver::{Name, Place, digest};
 
 impl Fetch for Repository {
     fn open(&mut self, backup: &BackupId) -> Result<Box<dyn Contents + '_>, Failure> {
@@ -39,24 +40,37 @@ impl Fetch for Repository {
 
 impl Repository {
     fn stored(&mut self, backup: &BackupId) -> Result<Stored, Failure> {
-        let (lock, unlocked) = match self.locks.take(LockKind::Shared) {
-            Ok(lock) => (Some(lock), None),
-            Err(RepositoryError::Storage(error)) => (None, Some(error)),
+        let list = || -> Result<(Blobs, Found), Failure> {
+            let snapshot = self.snapshot(backup)?;
+            let parts = self.blobs()?;
+            let found = walk::all(&parts, Name::from_id(&snapshot.tree))?;
+            Ok((parts, found))
+        };
+        // The list is read while the lock waits for its second look.
+        let (lock, parts, mut found) = match self.locks.take_meanwhile(LockKind::Shared, |_| Ok(list())) {
+            Ok((lock, listed)) => {
+                let (parts, found) = listed?;
+                (Some(lock), parts, found)
+            }
+            Err(RepositoryError::Storage(error)) => {
+                let (parts, mut found) = list()?;
+                let what = format!("the repository is read without a lock: {error}");
+                let note = Problem::new(Effect::Note, None, what, "let nobody prune it meanwhile");
+                found.problems.insert(0, note);
+                (None, parts, found)
+            }
             Err(error) => return Err(error.into()),
         };
-        let snapshot = self.snapshot(backup)?;
-        let parts = self.blobs()?;
-        let mut found = walk::all(&parts, Name::from_id(&snapshot.tree))?;
-        if let Some(error) = unlocked {
-            let what = format!("the repository is read without a lock: {error}");
-            found.problems.insert(0, Problem::new(Effect::Note, None, what, "let nobody prune it meanwhile"));
-        }
         part_unequal(&mut found);
         let Found { entries, contents, places, problems } = found;
         let listing = Listing::new(entries, problems)?;
         // It is not needed any more for anything but this backup.
         self.forget_index();
-        Ok(Stored { listing, contents, places, parts, ends: Mutex::default(), _lock: lock })
+        let ends = Mutex::default();
+        let mut stored = Stored { listing, contents, places, parts, ends, copies: Vec::new(), _lock: lock };
+        let kept = self.kept_copies(backup);
+        stored.copies = kept.into_iter().filter(|copy| stored.is_recorded(copy)).collect();
+        Ok(stored)
     }
 }
 
@@ -69,6 +83,7 @@ struct Stored {
     parts: Blobs,
     /// Of large items that are read: where each of their parts ends, in bytes.
     ends: Mutex<HashMap<usize, Arc<[u64]>>>,
+    copies: Vec<ReferenceFile>,
     _lock: Option<Lock>,
 }
 
@@ -79,6 +94,18 @@ impl Stored {
             (Some(entry), Some(places)) if entry.kind == Kind::File => Ok((entry, places)),
             _ => Err(Failure::new(FailureKind::Other, "there is no such file in the backup", "")),
         }
+    }
+
+    /// Whether what was recorded of a frozen copy is what is stored: size, and the names of all parts.
+    fn is_recorded(&self, copy: &ReferenceFile) -> bool {
+        let Some((_, places)) = self.listing.position(&copy.path).and_then(|item| self.item(item).ok())
+        else {
+            return false;
+        };
+        let parts: Result<Vec<(Name, u64)>, _> = places.iter().map(|place| self.parts.at(*place)).collect();
+        let Ok(parts) = parts else { return false };
+        let names: Vec<Name> = parts.iter().map(|(name, _)| *name).collect();
+        parts.iter().map(|(_, size)| size).sum::<u64>() == copy.size.0 && digest(&names) == copy.content
     }
 
     /// Where each part of an item ends, in bytes; the last at its listed size.
@@ -138,16 +165,24 @@ impl Contents for Stored {
         }
     }
 
-    fn matches(&self, item: usize, tap: &mut Tap<'_>) -> Result<bool, Failure> {
+    fn matches(&self, item: usize, range: Range<u64>, tap: &mut Tap<'_>) -> Result<bool, Failure> {
         let (entry, places) = self.item(item)?;
+        let ends = self.ends(item)?;
+        let begin = |part: usize| if part == 0 { 0 } else { ends[part - 1] };
+        let first = match range.start {
+            0 => 0,
+            start => ends.partition_point(|end| *end < start) + 1,
+        };
         let mut buffer = Vec::new();
-        for place in places {
-            let part = self.parts.at(*place).map_err(|error| damaged(entry, MISSING_PART).because(error))?;
-            let (name, size) = part;
-            buffer.resize(usize::try_from(size).unwrap_or(usize::MAX), 0);
+        for (part, place) in places.iter().enumerate().skip(first).take_while(|(n, _)| begin(*n) < range.end)
+        {
+            let (from, to) = (begin(part), ends[part]);
+            let (name, _) =
+                self.parts.at(*place).map_err(|error| damaged(entry, MISSING_PART).because(error))?;
+            buffer.resize(usize::try_from(to - from).unwrap_or(usize::MAX), 0);
             let mut filled = 0;
             while filled < buffer.len() {
-                match tap(&mut buffer[filled..])? {
+                match tap(from + filled as u64, &mut buffer[filled..])? {
                     0 => return Ok(false),
                     more => filled += more,
                 }
@@ -156,7 +191,12 @@ impl Contents for Stored {
                 return Ok(false);
             }
         }
-        Ok(tap(&mut [0])? == 0)
+        let size = entry.meta.size.0;
+        Ok(range.end < size || tap(size, &mut [0])? == 0)
+    }
+
+    fn copies(&self) -> &[ReferenceFile] {
+        &self.copies
     }
 }
 

@@ -256,7 +256,7 @@ impl Site for FakeSite {
         };
         let places = places.iter().map(look).collect();
         let open = opened(&state, watched);
-        Ok(SiteFacts { privileged: true, places, open })
+        Ok(SiteFacts { privileged: true, places, open, copies: Vec::new() })
     }
 
     fn open_by(&self, paths: &[PathBuf]) -> Result<Vec<Opened>, Failure> {

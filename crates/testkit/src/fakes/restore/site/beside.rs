@@ -224,7 +224,7 @@ impl Beside for FakeBeside<'_> {
         self.site.script.step("beside.reread")?;
         let none = || Failure::new(FailureKind::Other, "it was not written", "");
         let thing = self.site.state().names.get(&self.place(part, &item.path)).cloned().ok_or_else(none)?;
-        Ok(Box::new(FakeReading(std::io::Cursor::new(thing.bytes))))
+        Ok(Box::new(FakeReading(thing.bytes)))
     }
 
     fn sync(&self) -> Result<(), Failure> {
@@ -320,11 +320,13 @@ impl Stretch for FakeStretch<'_> {
     }
 }
 
-struct FakeReading(std::io::Cursor<Vec<u8>>);
+struct FakeReading(Vec<u8>);
 
 impl Reading for FakeReading {
-    fn next(&mut self, buffer: &mut [u8]) -> Result<usize, Failure> {
-        std::io::Read::read(&mut self.0, buffer)
-            .map_err(|error| Failure::new(FailureKind::Other, error.to_string(), ""))
+    fn at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<usize, Failure> {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(self.0.len());
+        let length = buffer.len().min(self.0.len() - from);
+        buffer[..length].copy_from_slice(&self.0[from..from + length]);
+        Ok(length)
     }
 }
