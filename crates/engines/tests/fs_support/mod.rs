@@ -117,7 +117,7 @@ pub struct Vault(BTreeMap<PathBuf, (Stamp, Vec<u8>)>);
 
 impl Vault {
     pub fn store_ahead(&mut self, manifest: Option<Manifest>) {
-        for entry in manifest.into_iter().flat_map(|m| m.entries) {
+        for entry in manifest.iter().flat_map(|m| m.entries.iter()) {
             if entry.kind == Kind::File
                 && let Ok(bytes) = fs::read(&entry.path)
                 && stamp(&entry.path) == Some(entry.meta.stamp())
