@@ -21,24 +21,6 @@ use crate::{
     size::Bytes,
 };
 
-/// A moment without the padding that [`Timestamp`] has.
-#[derive(Clone, Copy)]
-struct Time {
-    seconds: i64,
-    nanos: i32,
-}
-
-impl Time {
-    fn of(time: Timestamp) -> Self {
-        Self { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
-    }
-
-    fn timestamp(self) -> Timestamp {
-        // It came from one.
-        Timestamp::new(self.seconds, self.nanos).unwrap_or_default()
-    }
-}
-
 /// What many entries have in common.
 #[derive(Clone, PartialEq, Eq)]
 struct Common {
@@ -101,18 +83,17 @@ impl Entries {
     pub fn push(&mut self, entry: Entry) {
         let Entry { path, kind, meta, body, role } = entry;
         let (dir, name) = split(&path);
-        let (mtime, atime, ctime) = (Time::of(meta.mtime), Time::of(meta.atime), Time::of(meta.ctime));
         let row = Row {
             size: meta.size.0,
             inode: meta.inode,
             links: meta.links,
             name: self.names.len(),
-            mtime: mtime.seconds,
-            atime: atime.seconds,
-            ctime: ctime.seconds,
-            mtime_nanos: mtime.nanos,
-            atime_nanos: atime.nanos,
-            ctime_nanos: ctime.nanos,
+            mtime: meta.mtime.as_second(),
+            atime: meta.atime.as_second(),
+            ctime: meta.ctime.as_second(),
+            mtime_nanos: meta.mtime.subsec_nanosecond(),
+            atime_nanos: meta.atime.subsec_nanosecond(),
+            ctime_nanos: meta.ctime.subsec_nanosecond(),
             mode: meta.mode,
             uid: meta.uid,
             gid: meta.gid,
@@ -130,7 +111,8 @@ impl Entries {
     pub fn get(&self, place: usize) -> Option<Entry> {
         let row = self.rows.get(place)?;
         let common = self.common.get(row.common as usize)?;
-        let time = |seconds, nanos| Time { seconds, nanos }.timestamp();
+        // Each came from one.
+        let time = |seconds, nanos| Timestamp::new(seconds, nanos).unwrap_or_default();
         let meta = Meta {
             mode: row.mode,
             uid: row.uid,
@@ -163,13 +145,6 @@ impl Entries {
     /// All of them in order, each made when it is asked for.
     pub fn iter(&self) -> Iter<'_> {
         Iter { entries: self, next: 0 }
-    }
-
-    /// Those that this accepts.
-    #[must_use]
-    pub fn filtered(&self, is_wanted: impl FnMut(&Entry) -> bool) -> Vec<Entry> {
-        let mut is_wanted = is_wanted;
-        self.iter().filter(|entry| is_wanted(entry)).collect()
     }
 
     /// The first place whose path does not come before this one in tree order, if they are in that order.

@@ -5,7 +5,7 @@
 //! Whatever is mounted below a root is walked too, except filesystems that the kernel makes up, which are
 //! noted; a bind mount of a directory above itself is noted and not followed.
 //!
-//! Two ways to look: a [`Walk`] hands out one name after the other, a [`Census`] keeps them and can be brought up to
+//! Three ways to look: a [`Count`] counts names without looking at them, a [`Walk`] hands out one name after the other, a [`Census`] keeps them and can be brought up to
 //! date and compared with the tree at little more than one `statx` for each name. The module `rules` is common to both.
 //!
 //! Crash story: reads only. The tree may change under a walk: what vanishes meanwhile is said where it matters

@@ -60,7 +60,8 @@ struct Kept {
     settled: bool,
 }
 
-/// 32 bytes and the table's slack for each file: about 5 MB for 100,000 files. Paths and stamps are kept as 64-bit
+/// 32 bytes and the table's slack for each large file; of small ones nothing stands here as long as their marks in the
+/// census say all. Paths and stamps are kept as 64-bit
 /// hashes, with keys that nobody can know, so that nobody can make two of them meet.
 #[derive(Debug, Default)]
 pub(super) struct Table {

@@ -251,6 +251,10 @@ impl Pinner for FilesPinner {
             pins,
         }))
     }
+
+    fn rest(&mut self) {
+        self.inner.iter_mut().for_each(|pinner| pinner.rest());
+    }
 }
 
 /// Releases what was pinned before one failed. What is left of it stays in the journal.

@@ -235,6 +235,13 @@ impl Folder {
         if gone.is_empty() && added.is_empty() {
             return;
         }
+        if self.members.is_empty() {
+            // What was listed for the first time stays in the memory where it is.
+            (self.names, self.members) = (new_names, added);
+            self.members.shrink_to_fit();
+            self.names.fit();
+            return;
+        }
         let old_names = std::mem::take(&mut self.names);
         let mut gone = gone.into_iter().peekable();
         let mut members: Vec<Member> = Vec::with_capacity(self.members.len() + added.len());
