@@ -181,6 +181,7 @@ fn restore(repository: &mut Repository, backup: &BackupId, dir: &Path) {
         servers: vec![],
         only: vec![],
         read_back: true,
+        trust_copies: false,
     };
     let facts = ok(LocalSite.survey(&ok(places(&request, listing)), listing, &[]));
     let plan = ok(plan(&request, listing, &facts));
