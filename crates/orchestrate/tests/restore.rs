@@ -137,6 +137,7 @@ fn request(target: Target, has_hooks: bool) -> Request {
         target,
         keep_out: vec![],
         read_back: true,
+        trust_copies: false,
         has_hooks,
         accept_incomplete: false,
         servers: vec![],

@@ -404,7 +404,7 @@ impl Beside for LocalBeside<'_> {
     }
 
     fn reread<'s>(&'s self, part: usize, item: &'s Listed) -> Result<Box<dyn Reading + 's>, Failure> {
-        Ok(Box::new(WrittenFile::open(&self.place(part, &item.path)?, item)?))
+        Ok(Box::new(WrittenFile::open(&self.place(part, &item.path)?, item, &self.buffers)?))
     }
 
     fn lies(&self, part: usize) -> Result<PathBuf, Failure> {

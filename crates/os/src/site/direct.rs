@@ -1,4 +1,4 @@
-//! Writing large files past the page cache.
+//! Writing large files, and reading them back, past the page cache.
 //!
 //! It pays: the memory of the machine is left to whoever runs on it, nothing is copied twice, and nothing is left to
 //! be written when all is synced. Only on ext4 and XFS, where `O_DIRECT` is what open(2) says of it: on btrfs it would do
@@ -169,6 +169,49 @@ impl<'a> Batches<'a> {
     }
 }
 
+/// A file that is read in batches, past the page cache.
+pub(super) struct Window<'a> {
+    /// Opened with `O_DIRECT`.
+    file: File,
+    buffers: &'a Buffers,
+    buffer: Option<Buffer>,
+    /// What the buffer has of the file.
+    has: Range<u64>,
+}
+
+impl<'a> Window<'a> {
+    pub fn new(file: File, buffers: &'a Buffers) -> Self {
+        Self { file, buffers, buffer: Some(buffers.take()), has: 0..0 }
+    }
+
+    /// Fills the front of this with the bytes from an offset on; 0 at the end.
+    pub fn at(&mut self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        let Some(buffer) = self.buffer.as_mut() else { return Ok(0) };
+        if !self.has.contains(&offset) {
+            let from = offset / BLOCK as u64 * BLOCK as u64;
+            self.has = 0..0;
+            let length = self.file.read_at(buffer.get(), from)? as u64;
+            self.has = from..from + length;
+        }
+        let rest = self.has.end.saturating_sub(offset);
+        let length = usize::try_from(rest).unwrap_or(BATCH).min(into.len());
+        if length > 0 {
+            // It is in the buffer, so it is below its length.
+            let at = (offset - self.has.start) as usize;
+            into[..length].copy_from_slice(&buffer.get()[at..at + length]);
+        }
+        Ok(length)
+    }
+}
+
+impl Drop for Window<'_> {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            self.buffers.put(buffer);
+        }
+    }
+}
+
 impl Drop for Batches<'_> {
     fn drop(&mut self) {
         if let Some(buffer) = self.buffer.take() {
@@ -184,7 +227,7 @@ mod tests {
         os::unix::fs::{MetadataExt, OpenOptionsExt},
     };
 
-    use super::{BATCH, Batches, Buffers, is_for};
+    use super::{BATCH, Batches, Buffers, Window, is_for};
 
     /// Bytes, zeros of more than a batch, bytes, and an end that is no block's.
     fn content() -> Vec<u8> {
@@ -219,6 +262,14 @@ mod tests {
         });
         plain.set_len(bytes.len() as u64).unwrap();
         assert!(fs::read(&path).unwrap() == bytes);
+        let mut window = Window::new(file, &buffers);
+        let (mut read, mut part) = (Vec::new(), vec![0; 99_999]);
+        while let length @ 1.. = window.at(read.len() as u64, &mut part).unwrap() {
+            read.extend_from_slice(&part[..length]);
+        }
+        assert!(read == bytes, "it reads back otherwise");
+        assert_eq!(window.at(5000, &mut part[..100]).unwrap(), 100);
+        assert!(part[..100] == bytes[5000..5100]);
         let allocated = fs::metadata(&path).unwrap().blocks() * 512;
         assert!(allocated < bytes.len() as u64 - BATCH as u64, "{allocated} bytes are allocated");
     }

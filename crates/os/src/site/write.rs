@@ -6,7 +6,10 @@ use std::{
     fs::{File, Metadata},
     io,
     ops::Range,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -27,7 +30,7 @@ use rustix::{
 
 use super::{
     attributes::{PERMISSIONS, Place, Setter},
-    direct::{self, Batches, Buffers, Flusher, STEP},
+    direct::{self, Batches, Buffers, Flusher, STEP, Window},
     verify,
 };
 use crate::{extents::clone_file, staging::is_no_space};
@@ -221,11 +224,13 @@ fn is_as_stored(file: &File, copy: &ReferenceFile) -> bool {
 /// A written file that is read back.
 pub(super) struct WrittenFile<'a> {
     file: File,
+    /// The same past the page cache.
+    direct: Option<Window<'a>>,
     item: &'a Listed,
 }
 
 impl<'a> WrittenFile<'a> {
-    pub fn open(place: &Place, item: &'a Listed) -> Result<Self, Failure> {
+    pub fn open(place: &Place, item: &'a Listed, buffers: &'a Buffers) -> Result<Self, Failure> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || rustix::fs::openat(&place.dir, &place.name, flags, Mode::empty());
         let chmod =
@@ -243,14 +248,25 @@ impl<'a> WrittenFile<'a> {
         let file = File::from(opened.map_err(|e| cannot("read back", &item.path, e.into()))?);
         // So that the disk is asked, not memory; a filesystem that cannot do it is compared all the same.
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-        Ok(Self { file, item })
+        let is_large = item.meta.size.0 >= direct::FROM && direct::is_for(&file);
+        let past = || {
+            let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+            rustix::fs::open(name, flags, Mode::empty()).ok()
+        };
+        let direct = if is_large { past().map(|file| Window::new(file.into(), buffers)) } else { None };
+        Ok(Self { file, direct, item })
     }
 }
 
 impl Reading for WrittenFile<'_> {
     fn at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<usize, Failure> {
         loop {
-            match self.file.read_at(buffer, offset) {
+            let read = match &mut self.direct {
+                Some(window) => window.at(offset, buffer),
+                None => self.file.read_at(buffer, offset),
+            };
+            match read {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 read => return read.map_err(|error| cannot("read back", &self.item.path, error)),
             }
