@@ -7,15 +7,19 @@ mod extents_support;
 
 use std::{
     fs::{self, File, OpenOptions},
+    io::IoSliceMut,
     os::unix::fs::FileExt,
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
-use common::noise;
+use common::{Place, back_up, noise};
 use extents_support::{Changes, Night, World};
 use model::{problem::Effect, reference::Reference};
-use rustix::fs::{Advice, fadvise};
+use rustix::{
+    fs::{Advice, fadvise},
+    io::{Errno, ReadWriteFlags, preadv2},
+};
 use vault::reference;
 
 const MIB: usize = 1 << 20;
@@ -160,6 +164,31 @@ fn a_reference_that_proves_nothing_is_read_over() {
     }
     fs::write(world.record(), b"{").unwrap();
     assert_eq!(world.night().pages_read(), 11 * MIB as u64);
+}
+
+/// Whether nothing of a file is in the page cache there.
+fn is_cold(path: &Path) -> bool {
+    let (file, mut byte) = (File::open(path).unwrap(), [0]);
+    let got = preadv2(&file, &mut [IoSliceMut::new(&mut byte)], 700_000, ReadWriteFlags::NOWAIT);
+    got == Err(Errno::AGAIN)
+}
+
+#[test]
+fn what_is_read_and_written_once_is_not_in_the_page_cache() {
+    let mut world = world("xfs");
+    let night = world.night();
+    let copies: Vec<PathBuf> = world.reference().files.into_iter().map(|file| file.copy).collect();
+    assert_eq!(copies.len(), 2);
+    assert!(copies.iter().all(|copy| is_cold(copy)), "frozen copies");
+    world.assert_holds(&night);
+
+    let place = Place::at(tempfile::tempdir_in(&world.mounted.at).unwrap());
+    let (id, _) = back_up(&mut place.repository(), &world.live, 1);
+    let is_large = |path: &PathBuf| fs::metadata(path).unwrap().len() > 2 * MIB as u64;
+    let packs: Vec<PathBuf> = place.files("data").into_iter().filter(is_large).collect();
+    assert!(!packs.is_empty() && packs.iter().all(|pack| is_cold(pack)), "{packs:?}");
+    let back = place.read_back(&id);
+    world.oracle().iter().for_each(|(path, bytes)| assert!(back[path] == *bytes, "{}", path.display()));
 }
 
 /// A disk that changes bytes on its own, below all copies of them.
