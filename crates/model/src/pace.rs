@@ -37,7 +37,8 @@ impl Pace {
     #[must_use]
     pub fn describe(&self) -> Option<String> {
         let limit = self.read_limit.map(|limit| format!("at most {limit} of files a second"));
-        let class = (self.io_class == IoClass::Idle).then(|| "only when nobody else wants the disk".to_owned());
+        let class =
+            (self.io_class == IoClass::Idle).then(|| "only when nobody else wants the disk".to_owned());
         let words: Vec<String> = limit.into_iter().chain(class).collect();
         (!words.is_empty()).then(|| words.join(", "))
     }

@@ -8,7 +8,7 @@ mod lvm_support;
 
 use std::{
     env, fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     thread,
@@ -34,6 +34,7 @@ fn main() -> ExitCode {
             ("a_server_on_a_volume_is_consistent_with_its_files", server_and_files),
             ("a_snapshot_that_fills_up_makes_the_backup_incomplete", fills_up),
             ("what_a_killed_run_left_is_removed", killed),
+            ("only_what_changed_on_a_thin_volume_is_read", changes),
         ],
         |_, _| None,
         Some(env!("CARGO_BIN_EXE_stillpoint")),
@@ -267,4 +268,138 @@ fn killed() {
     }
     assert_eq!(place.backup(0)["verdict"], "consistent");
     nothing_is_left(&group);
+}
+
+/// A thin volume with files of pages, and an application that reads only what changed in them.
+struct Paged {
+    group: Group,
+    volume: Volume,
+    place: Place,
+}
+
+const PAGED: u64 = 12 * MIB;
+
+impl Paged {
+    fn new(filesystem: &'static str) -> Self {
+        let group = Group::new(&DISKS);
+        let volume = Volume::new(&group, "data", Make::Thin(700), 300, filesystem);
+        for (name, seed) in [("pages", 1), ("cold", 2)] {
+            let mut bytes = noise(usize::try_from(PAGED).expect("small"), seed);
+            bytes[..16].copy_from_slice(b"SQLite format 3\0");
+            fs::write(volume.root().join(name), bytes).expect("written");
+        }
+        let place = Place::new(&format!("changed_extents_only = true\n{}", directory(&volume.root())));
+        Self { group, volume, place }
+    }
+
+    /// Some pages are written, one of them to a place behind the end.
+    fn change(&self, seed: u64) {
+        let path = self.volume.root().join("pages");
+        let file = fs::OpenOptions::new().write(true).open(path).expect("the file");
+        let length = file.metadata().expect("its size").len();
+        for n in [seed * 7 % 2000 + 1, seed * 11 % 2000 + 1, length.div_ceil(4096)] {
+            let page = noise(4096, 1000 + seed * 10 + n);
+            file.write_all_at(&page, n * 4096).expect("written");
+        }
+    }
+
+    /// A backup, whose copy of the files has to be what is live; how many bytes it read.
+    #[track_caller]
+    fn backup(&self, name: &str) -> u64 {
+        let report = self.place.backup(0);
+        assert_eq!(report["verdict"], "consistent", "{report}");
+        println_read(name, &report);
+        let copy = below(&self.place.restored(name), &self.volume.root());
+        for file in ["pages", "cold"] {
+            let live = fs::read(self.volume.root().join(file)).expect("live");
+            assert!(fs::read(copy.join(file)).expect("restored") == live, "{name}: {file}");
+        }
+        assert_eq!(ours_mounted(), Vec::<PathBuf>::new());
+        assert_eq!(self.held(), "-", "{name}");
+        report["bytes_read"].as_u64().expect("a number")
+    }
+
+    /// Writes over a page of the file in the kept snapshot, below its filesystem.
+    fn spoil_kept(&self, page: u64) {
+        let mut stored = [0; 4096];
+        let live = fs::File::open(self.volume.root().join("pages")).expect("the file");
+        live.read_exact_at(&mut stored, page * 4096).expect("read");
+        let kept = format!("/dev/{}/{}", self.group.name, self.group.snapshots()[0]);
+        let device = fs::OpenOptions::new().read(true).write(true).open(&kept).expect("a device");
+        let mut buffer = vec![0; usize::try_from(MIB).expect("small")];
+        let mut spoilt = 0;
+        for at in (0..300 * MIB).step_by(buffer.len()) {
+            device.read_exact_at(&mut buffer, at).expect("read");
+            for (n, _) in buffer.chunks(4096).enumerate().filter(|(_, part)| **part == stored) {
+                device.write_all_at(&[0x5a; 4096], at + n as u64 * 4096).expect("written");
+                spoilt += 1;
+            }
+        }
+        device.sync_all().expect("on disk");
+        assert_eq!(spoilt, 1, "it stands at one place");
+    }
+
+    fn pool(&self) -> String {
+        format!("{}-data--pool-tpool", self.group.name.replace('-', "--"))
+    }
+
+    /// Where the pool's metadata begin that somebody has reserved.
+    fn held(&self) -> String {
+        let status = output("dmsetup", &["status", "--noflush", &self.pool()]);
+        status.split(' ').nth(6).expect("a status").to_owned()
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "figures for whoever reads the test's output")]
+fn println_read(name: &str, report: &Value) {
+    println!("{name}: {} bytes read; {}", report["bytes_read"], problems(report));
+}
+
+fn changes() {
+    for filesystem in ["xfs", "ext4"] {
+        let paged = Paged::new(filesystem);
+        assert!(paged.backup("first") >= 2 * PAGED);
+        assert_eq!(paged.group.snapshots().len(), 1, "it is kept");
+        for seed in 1..3 {
+            paged.change(seed);
+            assert!(paged.backup(&format!("changed-{seed}")) < PAGED / 4);
+            assert_eq!(paged.group.snapshots().len(), 1, "one is kept");
+        }
+        if filesystem == "ext4" {
+            continue;
+        }
+        // Others use the pool's metadata: everything is read, and theirs stay.
+        paged.change(3);
+        output("dmsetup", &["message", &paged.pool(), "0", "reserve_metadata_snap"]);
+        let report = paged.place.backup(0);
+        assert!(report["bytes_read"].as_u64().expect("a number") >= PAGED, "{report}");
+        assert!(problems(&report).contains("held by another program"), "{report}");
+        assert_ne!(paged.held(), "-");
+        output("dmsetup", &["message", &paged.pool(), "0", "release_metadata_snap"]);
+
+        // Killed while the pool is asked.
+        let slow = tempfile::tempdir().expect("a directory");
+        let program = slow.path().join("thin_delta");
+        fs::write(&program, "#!/bin/sh\nexec sleep 600\n").expect("written");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a program");
+        paged.change(4);
+        let path = format!("{}:{}", slow.path().display(), env::var("PATH").expect("a path"));
+        let mut killed = paged.place.command(["backup"]).env("PATH", path).spawn().expect("it starts");
+        eventually("metadata are reserved", || (paged.held() != "-").then_some(()));
+        killed.kill().expect("it runs");
+        killed.wait().expect("it ended");
+        paged.place.run(["thaw"]).expect_status(0);
+        assert_eq!((paged.held().as_str(), paged.group.snapshots().len()), ("-", 1));
+
+        // A page of what was kept is not what was stored any more.
+        paged.spoil_kept(50);
+        assert!(paged.backup("after-all") < PAGED / 4);
+        assert_eq!(ok_status(&paged.place), "0");
+
+        let config = paged.place.dir.path().join("stillpoint.toml");
+        let text = fs::read_to_string(&config).expect("the inventory");
+        write_private(&config, text.replace("only = true", "only = false").as_bytes());
+        paged.place.run(["thaw"]).expect_status(0);
+        nothing_is_left(&paged.group);
+    }
 }

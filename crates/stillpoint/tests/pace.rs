@@ -59,12 +59,16 @@ fn a_limit_and_the_idle_class_are_kept_to() {
     assert!(begun.elapsed() >= Duration::from_secs(3), "{:?}", begun.elapsed());
     assert!(!idle.is_empty() && idle.iter().all(|(_, nice)| *nice == 19), "{idle:?}");
     let main = backup.id().to_string();
-    assert!(idle.iter().all(|(path, _)| !path.ends_with(&main)), "whoever holds writers is not idle: {idle:?}");
+    assert!(
+        idle.iter().all(|(path, _)| !path.ends_with(&main)),
+        "whoever holds writers is not idle: {idle:?}"
+    );
 
     let to = site.root().join("restored");
     site.run(["restore", "guestbook", "--to", to.to_str().expect("UTF-8")]).expect_status(0);
     let copy = below(&to, &site.app());
     assert!(fs::read(copy.join("large")).expect("restored") == large);
-    let parts: Vec<u8> = (0..40).flat_map(|n| fs::read(copy.join(format!("small/{n}"))).expect("it")).collect();
+    let parts: Vec<u8> =
+        (0..40).flat_map(|n| fs::read(copy.join(format!("small/{n}"))).expect("it")).collect();
     assert!(parts == small);
 }
