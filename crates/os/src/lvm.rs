@@ -121,9 +121,10 @@ impl From<LvmError> for Failure {
     fn from(error: LvmError) -> Self {
         let (kind, remedy) = match &error {
             LvmError::Journal(_) => (FailureKind::Other, "see that the state directory can be written"),
-            LvmError::Tool(ToolError::Run { .. }) => {
-                (FailureKind::Other, "install the packages lvm2 and dmsetup, and run as root")
-            }
+            LvmError::Tool(ToolError::Run { .. }) => (
+                FailureKind::Other,
+                "install the packages lvm2, dmsetup and thin-provisioning-tools, and run as root",
+            ),
             LvmError::Tool(ToolError::Failed { said, .. })
                 if said.to_lowercase().contains("insufficient free space") =>
             {

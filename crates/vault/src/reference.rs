@@ -137,10 +137,10 @@ fn remove_volumes<'a>(volumes: impl IntoIterator<Item = &'a ReferenceVolume>) ->
 #[must_use]
 pub fn own_bytes(reference: &Reference) -> Bytes {
     let own = |file: &ReferenceFile| {
-        let copy = File::open(&file.copy).ok().filter(|_| file.volume.is_none())?;
+        let copy = File::open(&file.copy).ok()?;
         look(&copy).ok().map(|(_, space)| space.own)
     };
-    reference.files.iter().filter_map(own).sum()
+    reference.files.iter().filter(|file| file.volume.is_none()).filter_map(own).sum()
 }
 
 /// New directories for frozen copies, each beside the pins that it takes them from.

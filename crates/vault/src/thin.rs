@@ -269,7 +269,8 @@ impl<'a> Keeping<'a> {
                 None => pinned.keep(&self.volumes.journal).map_err(|failure| failure.in_full()),
             };
             if let Err(why) = &made {
-                let what = format!("its snapshot is not kept, so the next backup reads everything: {why}");
+                let of = format!("{}/{}", pinned.volume.group, pinned.origin);
+                let what = format!("no snapshot of {of} is kept, so the next backup reads it whole: {why}");
                 let remedy = "make the thin pool larger, or leave changed_extents_only out";
                 self.problems.push(Problem::new(Effect::Note, None, what, remedy));
             }
@@ -285,5 +286,19 @@ impl<'a> Keeping<'a> {
         let stays: Vec<ReferenceVolume> = stays.cloned().collect();
         let (made, guards): (Vec<_>, Vec<_>) = self.made.into_values().flatten().unzip();
         (stays.into_iter().chain(made).collect(), guards, self.problems)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::outer;
+
+    #[test]
+    fn a_path_of_the_snapshot_stays_below_its_mount_point() {
+        let at = |inner| outer(Path::new("/m"), Path::new(inner));
+        assert_eq!(at("/var/lib/a"), Path::new("/m/var/lib/a"));
+        assert_eq!(at("a"), Path::new("/m/a"));
     }
 }
