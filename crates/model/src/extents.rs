@@ -317,7 +317,7 @@ mod tests {
             extent(210, 40, None),
         ];
         assert_eq!(trusted.extents, parts);
-        assert_eq!(map.trusted_within(&[0..u64::MAX]), map);
+        assert_eq!(map.trusted_within(std::slice::from_ref(&(0..u64::MAX))), map);
     }
 
     proptest! {

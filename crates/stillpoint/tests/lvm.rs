@@ -157,8 +157,6 @@ fn server_and_files() {
             println_read(report["bytes_read"].as_u64().expect("a number"), &report);
             assert_eq!(ours_mounted(), Vec::<PathBuf>::new());
             assert_eq!(group.snapshots().len(), usize::from(volume.is_thin()), "kept for the next one");
-            let share = report["bytes"].as_u64().zip(report["bytes_read"].as_u64()).expect("numbers");
-            assert!(!volume.is_thin() || round == 0 || share.1 < share.0 / 2, "{report}");
             ledger.wait_for_progress(Duration::from_secs(20)).expect("the application goes on");
             let to = place.restored(&format!("restored-{round}"));
             let copy = PrivateServer::builder().copy_at(below(&to, server.datadir())).start();
@@ -286,10 +284,17 @@ struct Paged {
 const PAGED: u64 = 8 * MIB;
 
 impl Paged {
-    fn new() -> Self {
+    fn new(filesystem: &'static str) -> Self {
         let group = Group::new(&DISKS);
-        // Which makes no clones, so that it is pinned by its volume's snapshot.
-        let volume = Volume::new(&group, "data", Make::Thin(700), 300, "ext4");
+        let volume = Volume::new(&group, "data", Make::Thin(700), 300, filesystem);
+        if filesystem == "xfs" {
+            // Which makes no clones then, so that it is pinned by its volume's snapshot as ext4 is.
+            let (device, at) = (format!("/dev/{}/data", group.name), volume.path());
+            let at = at.to_str().expect("UTF-8");
+            output("umount", &[at]);
+            output("mkfs.xfs", &["-q", "-f", "-m", "reflink=0", &device]);
+            output("mount", &[&device, at]);
+        }
         for (name, seed) in [("pages", 1), ("cold", 2)] {
             let mut bytes = noise(usize::try_from(PAGED).expect("small"), seed);
             bytes[..16].copy_from_slice(b"SQLite format 3\0");
@@ -371,7 +376,7 @@ fn println_read(read: u64, report: &Value) {
 }
 
 fn changes() {
-    let paged = Paged::new();
+    let paged = Paged::new("ext4");
     assert!(paged.bytes_read() >= 2 * PAGED);
     for seed in 1..=count("STILLPOINT_THIN_ROUNDS", 1) {
         assert_eq!(paged.group.snapshots().len(), 1, "one is kept");
@@ -406,7 +411,7 @@ fn changes() {
 }
 
 fn used_by_others() {
-    let paged = Paged::new();
+    let paged = Paged::new("xfs");
     paged.bytes_read();
     paged.change(1);
     output("dmsetup", &["message", &paged.pool(), "0", "reserve_metadata_snap"]);
