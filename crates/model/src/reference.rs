@@ -37,8 +37,28 @@ pub struct Reference {
     /// The directories that hold the copies; their names begin with `.stillpoint-reference-`.
     #[serde(with = "pathtext::list")]
     pub dirs: Vec<PathBuf>,
+    /// The snapshots of logical volumes that hold copies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<ReferenceVolume>,
     /// The copies.
     pub files: Vec<ReferenceFile>,
+}
+
+/// A snapshot of a thin logical volume, kept with the copies in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferenceVolume {
+    /// Volume group.
+    pub group: String,
+    /// Its name in the group: `stillpoint-` and 16 hexadecimal digits.
+    pub name: String,
+    /// LVM's UUID of it.
+    pub uuid: String,
+    /// Its number in the thin pool.
+    pub thin_id: u32,
+    /// The logical volume whose state it holds.
+    pub origin: String,
+    /// Its filesystem.
+    pub filesystem: String,
 }
 
 /// One frozen copy.
@@ -47,9 +67,12 @@ pub struct ReferenceFile {
     /// The original's path, as in the backup.
     #[serde(with = "pathtext")]
     pub path: PathBuf,
-    /// Where the copy is.
+    /// Where the copy is; in a volume, the path from the root of its filesystem.
     #[serde(with = "pathtext")]
     pub copy: PathBuf,
+    /// The name of the volume that it lies in; nothing if it lies in one of `dirs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
     /// Its size in bytes, which is the original's.
     pub size: Bytes,
     /// The copy's inode number.
@@ -200,6 +223,7 @@ mod tests {
             backup: id('a'),
             read_all_at: at("2026-11-01T03:00:00Z"),
             dirs: vec![],
+            volumes: vec![],
             files: vec![],
         })
     }

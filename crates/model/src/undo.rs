@@ -99,6 +99,15 @@ pub enum Undo {
         /// The snapshot; its name begins with `stillpoint-`, anything else is refused.
         name: String,
     },
+    /// Give back the snapshot of a thin pool's metadata that we reserved.
+    ReleasePoolMetadata {
+        /// Volume group.
+        group: String,
+        /// The pool.
+        pool: String,
+        /// The block of it that the pool holds for us, once that is known; another one is not ours.
+        root: Option<u64>,
+    },
     /// Destroy a ZFS snapshot that we made.
     DestroyZfsSnapshot {
         /// The dataset.
@@ -154,6 +163,7 @@ impl Undo {
             | Self::DeleteSubvolume { .. }
             | Self::Unmount { .. }
             | Self::RemoveLogicalVolume { .. }
+            | Self::ReleasePoolMetadata { .. }
             | Self::DestroyZfsSnapshot { .. } => false,
         }
     }

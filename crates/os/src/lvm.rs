@@ -9,6 +9,7 @@
 //! the origin for a moment: ended in that moment they would leave it suspended for ever, so none of them is ever
 //! ended by us, except after ten minutes. Whoever cannot wait goes on without them.
 
+mod delta;
 mod report;
 mod snapshot;
 mod status;
@@ -26,6 +27,7 @@ use model::{
 };
 
 pub use self::{
+    delta::{release as release_metadata, same_ranges},
     report::{Pool, free_in_group, look_at_pool},
     snapshot::{Gauge, LvSnapshot, Ready, is_ours, remove},
     status::Fill,
@@ -58,6 +60,10 @@ pub struct LogicalVolume {
     pub extent: Bytes,
     /// Its tags.
     pub tags: Vec<String>,
+    /// LVM's UUID of it.
+    pub uuid: String,
+    /// Its number in its thin pool.
+    pub thin_id: Option<u32>,
 }
 
 impl LogicalVolume {
@@ -65,6 +71,18 @@ impl LogicalVolume {
     #[must_use]
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.group, self.name)
+    }
+
+    /// Its device.
+    #[must_use]
+    pub fn device(&self) -> PathBuf {
+        Path::new("/dev/mapper").join(dm_name(&self.group, &self.name))
+    }
+
+    /// Whether it carries the tag of our snapshots.
+    #[must_use]
+    pub fn is_tagged(&self) -> bool {
+        self.tags.iter().any(|tag| tag == snapshot::TAG)
     }
 
     /// The thin pool that it lies in, if it is a thin volume.
@@ -80,6 +98,9 @@ pub enum LvmError {
     /// The journal could not be written, so nothing was made.
     #[error("no snapshot is made without a journal")]
     Journal(#[source] Failure),
+    /// Another program has reserved the pool's metadata.
+    #[error("the snapshot of the metadata of the thin pool {0} is held by another program")]
+    Busy(String),
     /// A program of LVM did not do it.
     #[error(transparent)]
     Tool(#[from] ToolError),
@@ -100,9 +121,10 @@ impl From<LvmError> for Failure {
     fn from(error: LvmError) -> Self {
         let (kind, remedy) = match &error {
             LvmError::Journal(_) => (FailureKind::Other, "see that the state directory can be written"),
-            LvmError::Tool(ToolError::Run { .. }) => {
-                (FailureKind::Other, "install the packages lvm2 and dmsetup, and run as root")
-            }
+            LvmError::Tool(ToolError::Run { .. }) => (
+                FailureKind::Other,
+                "install the packages lvm2, dmsetup and thin-provisioning-tools, and run as root",
+            ),
             LvmError::Tool(ToolError::Failed { said, .. })
                 if said.to_lowercase().contains("insufficient free space") =>
             {
@@ -112,6 +134,7 @@ impl From<LvmError> for Failure {
                 (FailureKind::TimedOut, "raise the stall budget, or see what else LVM is doing")
             }
             LvmError::NotOurs(_) => (FailureKind::Refused, ""),
+            LvmError::Busy(_) => (FailureKind::Locked, ""),
             LvmError::Tool(_) | LvmError::System { .. } => {
                 (FailureKind::Other, "run `lvs -a` and `dmsetup info` as root to see what is wrong")
             }
@@ -132,6 +155,14 @@ pub fn find(path: &Path) -> Result<Option<LogicalVolume>, LvmError> {
     })?;
     let Some(name) = mapped_name(device) else { return Ok(None) };
     Ok(Some(report::look_at(&Path::new("/dev/mapper").join(name))?))
+}
+
+/// A volume by its group and name, if there is one.
+///
+/// # Errors
+/// If LVM does not tell.
+pub fn named(group: &str, name: &str) -> Result<Option<LogicalVolume>, LvmError> {
+    Ok(report::look_for(group, name)?)
 }
 
 /// How device mapper calls the logical volume under `path`; nothing if there is none.

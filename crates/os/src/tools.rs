@@ -83,6 +83,11 @@ impl Tool {
         Self { program: self.program.args(args), ..self }
     }
 
+    /// Keeps so many bytes of what it writes, the last ones.
+    pub(crate) fn limit(self, bytes: usize) -> Self {
+        Self { program: self.program.limit(bytes), ..self }
+    }
+
     /// Runs it to its end and hands over what it wrote.
     pub(crate) fn run(&self) -> Result<String, ToolError> {
         self.judge(self.program.run())

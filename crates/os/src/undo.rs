@@ -168,6 +168,7 @@ pub fn perform(undo: &Undo) -> Result<(), UndoError> {
         Undo::DeleteSubvolume { path } => Ok(subvolume::delete(path)?),
         Undo::Unmount { path } => Ok(mounted::unmount(path)?),
         Undo::RemoveLogicalVolume { group, name } => Ok(lvm::remove(group, name)?),
+        Undo::ReleasePoolMetadata { group, pool, root } => Ok(lvm::release_metadata(group, pool, *root)?),
         Undo::DestroyZfsSnapshot { dataset, snapshot } => Ok(zfs::destroy(dataset, snapshot)?),
         Undo::ServerVariable { variable, old, .. } => {
             let by_hand = format!("SET GLOBAL {variable} = {old}");

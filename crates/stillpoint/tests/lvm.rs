@@ -8,14 +8,14 @@ mod lvm_support;
 
 use std::{
     env, fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     thread,
     time::{Duration, Instant},
 };
 
-use common::{PASSWORD, Ran, below, write_private};
+use common::{PASSWORD, Ran, below, count, write_private};
 use lvm_support::{
     Counter, PROGRAM, Rewriter, counted,
     disks::{Group, MIB, Make, Volume, ours_mounted, output},
@@ -34,6 +34,8 @@ fn main() -> ExitCode {
             ("a_server_on_a_volume_is_consistent_with_its_files", server_and_files),
             ("a_snapshot_that_fills_up_makes_the_backup_incomplete", fills_up),
             ("what_a_killed_run_left_is_removed", killed),
+            ("only_what_changed_on_a_thin_volume_is_read", changes),
+            ("a_thin_pool_that_others_use_is_read_whole", used_by_others),
         ],
         |_, _| None,
         Some(env!("CARGO_BIN_EXE_stillpoint")),
@@ -144,21 +146,24 @@ fn server_and_files() {
         let uploads = volume.path().join("uploads");
         let options = LedgerOptions { writers: 2, pace_ms: 20, ..LedgerOptions::new(&server, &uploads, 7) };
         let ledger = Ledger::start(options, "ledger");
-        let place = Place::new(&format!("{}{}", database(&server), directory(&uploads)));
+        let only = format!("changed_extents_only = {}\n", volume.is_thin());
+        let place = Place::new(&format!("{only}{}{}", database(&server), directory(&uploads)));
         place.run(["plan"]).expect_status(0).expect_text("server-volumes").expect_text("volume-snapshot");
-        for round in 0..if make == Make::Classic { 2 } else { 1 } {
+        for round in 0..2 {
             let bare = bare_snapshot(&volume);
             let report = place.backup(0);
             assert_eq!(report["verdict"], "consistent", "{report}");
             println_stall(make, &report, bare);
-            nothing_is_left(&group);
+            println_read(report["bytes_read"].as_u64().expect("a number"), &report);
+            assert_eq!(ours_mounted(), Vec::<PathBuf>::new());
+            assert_eq!(group.snapshots().len(), usize::from(volume.is_thin()), "kept for the next one");
             ledger.wait_for_progress(Duration::from_secs(20)).expect("the application goes on");
             let to = place.restored(&format!("restored-{round}"));
             let copy = PrivateServer::builder().copy_at(below(&to, server.datadir())).start();
             verify(&mut copy.connect(), &below(&to, &uploads)).assert_sound();
         }
         place.run(["check", "shop", "--open"]).expect_status(0);
-        nothing_is_left(&group);
+        assert_eq!(ours_mounted(), Vec::<PathBuf>::new());
         ledger.stop();
     }
 }
@@ -267,4 +272,164 @@ fn killed() {
     }
     assert_eq!(place.backup(0)["verdict"], "consistent");
     nothing_is_left(&group);
+}
+
+/// A thin volume with two files of pages, of which one is never changed, and an application that reads only what changed in them.
+struct Paged {
+    place: Place,
+    volume: Volume,
+    group: Group,
+}
+
+const PAGED: u64 = 8 * MIB;
+
+impl Paged {
+    fn new(filesystem: &'static str) -> Self {
+        let group = Group::new(&DISKS);
+        let volume = Volume::new(&group, "data", Make::Thin(700), 300, filesystem);
+        if filesystem == "xfs" {
+            // Which makes no clones then, so that it is pinned by its volume's snapshot as ext4 is.
+            let (device, at) = (format!("/dev/{}/data", group.name), volume.path());
+            let at = at.to_str().expect("UTF-8");
+            output("umount", &[at]);
+            output("mkfs.xfs", &["-q", "-f", "-m", "reflink=0", &device]);
+            output("mount", &[&device, at]);
+        }
+        for (name, seed) in [("pages", 1), ("cold", 2)] {
+            let mut bytes = noise(usize::try_from(PAGED).expect("small"), seed);
+            bytes[..16].copy_from_slice(b"SQLite format 3\0");
+            fs::write(volume.root().join(name), bytes).expect("written");
+        }
+        let place = Place::new(&format!("changed_extents_only = true\n{}", directory(&volume.root())));
+        Self { place, volume, group }
+    }
+
+    /// Some pages are written, one of them to a place behind the end.
+    fn change(&self, seed: u64) {
+        let path = self.volume.root().join("pages");
+        let file = fs::OpenOptions::new().write(true).open(path).expect("the file");
+        let length = file.metadata().expect("its size").len();
+        for n in [seed * 7 % 2000 + 60, seed * 11 % 2000 + 60, length.div_ceil(4096)] {
+            let page = noise(4096, 1000 + seed * 10 + n);
+            file.write_all_at(&page, n * 4096).expect("written");
+        }
+    }
+
+    /// A backup, whose copy of the files has to be what is live; how many bytes it read.
+    #[track_caller]
+    fn backup(&self, name: &str) -> u64 {
+        let read = self.bytes_read();
+        let copy = below(&self.place.restored(name), &self.volume.root());
+        for file in ["pages", "cold"] {
+            let live = fs::read(self.volume.root().join(file)).expect("live");
+            assert!(fs::read(copy.join(file)).expect("restored") == live, "{name}: {file}");
+        }
+        assert_eq!(ours_mounted(), Vec::<PathBuf>::new());
+        assert_eq!(self.held(), "-", "{name}");
+        read
+    }
+
+    /// How many bytes a backup read.
+    #[track_caller]
+    fn bytes_read(&self) -> u64 {
+        let report = self.place.backup(0);
+        assert_eq!(report["verdict"], "consistent", "{report}");
+        let read = report["bytes_read"].as_u64().expect("a number");
+        println_read(read, &report);
+        read
+    }
+
+    /// Writes over a part of the file in the kept snapshot, below its filesystem, whose blocks may have 1 KiB.
+    fn spoil_kept(&self, page: u64) {
+        let mut stored = [0; 1024];
+        let live = fs::File::open(self.volume.root().join("pages")).expect("the file");
+        live.read_exact_at(&mut stored, page * 4096).expect("read");
+        let kept = format!("/dev/{}/{}", self.group.name, self.group.snapshots()[0]);
+        let device = fs::OpenOptions::new().read(true).write(true).open(&kept).expect("a device");
+        let mut buffer = vec![0; usize::try_from(MIB).expect("small")];
+        let mut spoilt = 0;
+        for at in (0..300 * MIB).step_by(buffer.len()) {
+            device.read_exact_at(&mut buffer, at).expect("read");
+            for (n, _) in buffer.chunks(1024).enumerate().filter(|(_, part)| **part == stored) {
+                device.write_all_at(&[0x5a; 1024], at + n as u64 * 1024).expect("written");
+                spoilt += 1;
+            }
+        }
+        device.sync_all().expect("on disk");
+        assert_eq!(spoilt, 1, "it stands at one place");
+    }
+
+    fn pool(&self) -> String {
+        format!("{}-data--pool-tpool", self.group.name.replace('-', "--"))
+    }
+
+    /// Where the pool's metadata begin that somebody has reserved.
+    fn held(&self) -> String {
+        let status = output("dmsetup", &["status", "--noflush", &self.pool()]);
+        status.split(' ').nth(6).expect("a status").to_owned()
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "figures for whoever reads the test's output")]
+fn println_read(read: u64, report: &Value) {
+    println!("{read} bytes read in {} s; {}", report["duration_s"], problems(report));
+}
+
+fn changes() {
+    let paged = Paged::new("ext4");
+    assert!(paged.bytes_read() >= 2 * PAGED);
+    for seed in 1..=count("STILLPOINT_THIN_ROUNDS", 1) {
+        assert_eq!(paged.group.snapshots().len(), 1, "one is kept");
+        paged.change(seed);
+        assert!(paged.backup(&format!("changed-{seed}")) < PAGED / 4);
+    }
+
+    // Killed while the pool is asked.
+    let slow = tempfile::tempdir().expect("a directory");
+    let program = slow.path().join("thin_delta");
+    fs::write(&program, "#!/bin/sh\nexec sleep 600\n").expect("written");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a program");
+    paged.change(4);
+    let path = format!("{}:{}", slow.path().display(), env::var("PATH").expect("a path"));
+    let mut killed = paged.place.command(["backup"]).env("PATH", path).spawn().expect("it starts");
+    eventually("metadata are reserved", || (paged.held() != "-").then_some(()));
+    killed.kill().expect("it runs");
+    killed.wait().expect("it ended");
+    paged.place.run(["thaw"]).expect_status(0);
+    assert_eq!((paged.held().as_str(), paged.group.snapshots().len()), ("-", 1));
+
+    // A part of what was kept is not what was stored any more.
+    paged.spoil_kept(50);
+    let read = paged.backup("after-all");
+    assert!(read < PAGED / 4, "{read}");
+
+    let config = paged.place.dir.path().join("stillpoint.toml");
+    let text = fs::read_to_string(&config).expect("the inventory");
+    write_private(&config, text.replace("only = true", "only = false").as_bytes());
+    paged.place.run(["thaw"]).expect_status(0);
+    nothing_is_left(&paged.group);
+}
+
+fn used_by_others() {
+    let paged = Paged::new("xfs");
+    paged.bytes_read();
+    paged.change(1);
+    output("dmsetup", &["message", &paged.pool(), "0", "reserve_metadata_snap"]);
+    let report = paged.place.backup(0);
+    assert!(report["bytes_read"].as_u64().expect("a number") >= PAGED, "{report}");
+    assert!(problems(&report).contains("held by another program"), "{report}");
+    assert_ne!(paged.held(), "-", "theirs stays");
+    output("dmsetup", &["message", &paged.pool(), "0", "release_metadata_snap"]);
+
+    // The snapshot that was kept is gone, and another has its name.
+    let kept = format!("{}/{}", paged.group.name, paged.group.snapshots()[0]);
+    output("lvremove", &["-q", "-f", "-y", &kept]);
+    let name = kept.split('/').nth(1).expect("a name");
+    let origin = format!("{}/data", paged.group.name);
+    paged.change(2);
+    output("lvcreate", &["-q", "-y", "-kn", "--addtag", "stillpoint", "-s", "-n", name, &origin]);
+    assert!(paged.backup("another") >= PAGED, "it is not believed");
+    assert_eq!(paged.group.snapshots().len(), 1);
+    paged.change(3);
+    assert!(paged.backup("again") < PAGED / 4, "from now on there is a reference again");
 }

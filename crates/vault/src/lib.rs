@@ -12,3 +12,4 @@ pub mod journal;
 pub mod logs;
 pub mod reference;
 pub mod repository;
+mod thin;

@@ -18,22 +18,25 @@ use std::{
 
 use jiff::Timestamp;
 use model::{
+    entry::Stamp,
     id::{BackupId, Relpath},
     pathtext,
     port::{Failure, FailureKind, Journal},
     problem::{Effect, Problem},
-    reference::{Choice, Kept, REFERENCE_VERSION, Reference, ReferenceFile},
+    reference::{Choice, Kept, REFERENCE_VERSION, Reference, ReferenceFile, ReferenceVolume},
     size::Bytes,
 };
 use os::{
     durable,
     extents::{clone_file, is_unsupported, look},
+    lvm::{self, LvSnapshot, LvmError},
     staging::{self, Staging, StagingError},
 };
 
 use crate::{
     archiver::{Frozen, recorded},
     repository::source::stamp_of,
+    thin::{Home, Keeping, Pinned, Volumes},
 };
 
 /// Which reference a backup uses and replaces.
@@ -106,6 +109,7 @@ pub fn read(record: &Path) -> Kept {
 pub fn remove(record: &Path) -> Result<(), Failure> {
     if let Kept::There(reference) = read(record) {
         remove_dirs(&reference.dirs)?;
+        remove_volumes(&reference.volumes)?;
     }
     remove_record(record).map_err(|error| {
         let what = format!("the reference {} cannot be removed", pathtext::show(record));
@@ -124,21 +128,26 @@ fn remove_dirs(dirs: &[PathBuf]) -> Result<(), StagingError> {
     dirs.iter().try_for_each(|dir| staging::remove(dir))
 }
 
+fn remove_volumes<'a>(volumes: impl IntoIterator<Item = &'a ReferenceVolume>) -> Result<(), LvmError> {
+    volumes.into_iter().try_for_each(|volume| lvm::remove(&volume.group, &volume.name))
+}
+
 /// How many bytes the copies of a reference have for themselves: what removing them would free. Copies that are gone
-/// have none.
+/// have none, those in snapshots of volumes are not counted.
 #[must_use]
 pub fn own_bytes(reference: &Reference) -> Bytes {
     let own = |file: &ReferenceFile| {
         let copy = File::open(&file.copy).ok()?;
         look(&copy).ok().map(|(_, space)| space.own)
     };
-    reference.files.iter().filter_map(own).sum()
+    reference.files.iter().filter(|file| file.volume.is_none()).filter_map(own).sum()
 }
 
 /// New directories for frozen copies, each beside the pins that it takes them from.
 pub(crate) struct Keeper {
     journal: Arc<dyn Journal>,
     places: Mutex<Places>,
+    volumes: Volumes,
 }
 
 #[derive(Default)]
@@ -153,25 +162,36 @@ pub(crate) struct FrozenAt {
     pub(crate) path: PathBuf,
     /// The copy itself, if it is not the pinned one but a clone of it.
     pub(crate) file: Option<File>,
+    /// The thin snapshot that it lies in.
+    pub(crate) pinned: Option<Arc<Pinned>>,
 }
 
 impl Keeper {
-    pub(crate) fn new(journal: Arc<dyn Journal>) -> Self {
-        Self { journal, places: Mutex::default() }
+    /// `older` are the volumes of the reference that is compared with.
+    pub(crate) fn new(journal: Arc<dyn Journal>, older: Vec<ReferenceVolume>) -> Self {
+        let volumes = Volumes::new(Arc::clone(&journal), older);
+        Self { journal, places: Mutex::default(), volumes }
     }
 
-    /// What can be kept of a pinned copy: itself, if it lies in a directory of ours, or a clone of it, if it lies in a
-    /// snapshot. Nothing if it is no pinned copy, or cannot be cloned.
+    /// What can be kept of a pinned copy: itself, if it lies in a directory of ours or in a snapshot of a thin volume, or a
+    /// clone of it, if it lies in another snapshot. Nothing if it is no pinned copy, or cannot be cloned.
     pub(crate) fn freeze(&self, pinned: &Path, file: &File) -> io::Result<Option<FrozenAt>> {
-        let Some(parent) = beside(pinned) else { return Ok(None) };
-        if fs::metadata(parent)?.dev() == file.metadata()?.dev() {
-            return Ok(Some(FrozenAt { path: pinned.to_owned(), file: None }));
+        let (Some(top), Some(parent)) = (ours(pinned), beside(pinned)) else { return Ok(None) };
+        let device = file.metadata()?.dev();
+        let path = pinned.to_owned();
+        if fs::metadata(parent)?.dev() == device {
+            return Ok(Some(FrozenAt { path, file: None, pinned: None }));
+        }
+        if fs::metadata(top)?.dev() == device
+            && let Some(snapshot) = self.volumes.under(top)
+        {
+            return Ok(Some(FrozenAt { path, file: None, pinned: Some(snapshot) }));
         }
         let path = self.name_in(parent)?;
         let mut options = OpenOptions::new();
         let clone = options.read(true).write(true).create_new(true).mode(0o600).open(&path)?;
         match clone_file(file, &clone) {
-            Ok(()) => Ok(Some(FrozenAt { path, file: Some(clone) })),
+            Ok(()) => Ok(Some(FrozenAt { path, file: Some(clone), pinned: None })),
             Err(error) => {
                 fs::remove_file(&path)?;
                 if is_unsupported(&error) { Ok(None) } else { Err(error) }
@@ -205,9 +225,14 @@ impl Keeper {
     }
 }
 
-/// The directory beside whose directory of ours a pinned copy lies.
+/// The directory of ours that a pinned copy lies in.
+fn ours(pinned: &Path) -> Option<&Path> {
+    pinned.ancestors().find(|path| staging::is_ours(path))
+}
+
+/// The directory beside it.
 fn beside(pinned: &Path) -> Option<&Path> {
-    pinned.ancestors().find(|path| staging::is_ours(path))?.parent()
+    ours(pinned)?.parent()
 }
 
 /// A backup that was listed, and what was stored of it as it was frozen.
@@ -226,15 +251,19 @@ pub(crate) fn keep(referencing: &Referencing, listed: Listed<'_>) -> Vec<Problem
     let Listed { backup, read_all_at, frozen, keeper, digest } = listed;
     let mut problems = Vec::new();
     let mut files = Vec::with_capacity(frozen.len());
+    let mut keeping = Keeping::new(&keeper.volumes);
     for frozen in frozen {
-        match take(&keeper, &frozen, digest(&frozen)) {
-            Ok(file) => files.push(file),
+        match take(&keeper, &mut keeping, &frozen, digest(&frozen)) {
+            Ok(file) => files.extend(file),
             Err(error) => {
                 let what = format!("its frozen copy is not kept, so the next backup reads it whole: {error}");
                 problems.push(Problem::note(&frozen.path, what));
             }
         }
     }
+    let (volumes, snapshots, unkept) = keeping.finish();
+    problems.extend(unkept);
+    // With it the old snapshots are unmounted.
     let dirs = keeper.into_dirs();
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let reference = Reference {
@@ -243,11 +272,15 @@ pub(crate) fn keep(referencing: &Referencing, listed: Listed<'_>) -> Vec<Problem
         backup,
         read_all_at,
         dirs: dirs.iter().map(|dir| dir.path().to_owned()).collect(),
+        volumes,
         files,
     };
     match replace(&referencing.record, &reference) {
         Ok(()) if reference.files.is_empty() => {}
-        Ok(()) => drop(dirs.into_iter().map(Staging::keep).collect::<Vec<_>>()),
+        Ok(()) => {
+            drop(dirs.into_iter().map(Staging::keep).collect::<Vec<_>>());
+            snapshots.into_iter().for_each(LvSnapshot::keep);
+        }
         Err(failure) => {
             let what = format!(
                 "no frozen copies are kept, so the next backup reads everything: {}",
@@ -259,9 +292,24 @@ pub(crate) fn keep(referencing: &Referencing, listed: Listed<'_>) -> Vec<Problem
     problems
 }
 
-/// Takes one frozen copy into its new directory.
-fn take(keeper: &Keeper, frozen: &Frozen, content: String) -> io::Result<ReferenceFile> {
+/// Takes one frozen copy into its new directory, or the snapshot that it lies in among those that are kept; nothing if that
+/// is not.
+fn take(
+    keeper: &Keeper,
+    keeping: &mut Keeping<'_>,
+    frozen: &Frozen,
+    content: String,
+) -> io::Result<Option<ReferenceFile>> {
     let changed = || io::Error::other("it was changed since it was stored");
+    if !matches!(frozen.home, Home::Directory) {
+        let Some(place) = keeping.take(&frozen.home, &frozen.copy) else { return Ok(None) };
+        if let Some(now) = &place.now
+            && stamp_of(&File::open(now)?.metadata()?) != frozen.stamp
+        {
+            return Err(changed());
+        }
+        return file(frozen, (place.inner, Some(place.volume)), &frozen.stamp, content).map(Some);
+    }
     if stamp_of(&File::open(&frozen.copy)?.metadata()?) != frozen.stamp {
         return Err(changed());
     }
@@ -278,11 +326,25 @@ fn take(keeper: &Keeper, frozen: &Frozen, content: String) -> io::Result<Referen
     if (stamp.size, stamp.mtime, stamp.inode) != (frozen.stamp.size, frozen.stamp.mtime, frozen.stamp.inode) {
         return Err(changed());
     }
+    file(frozen, (copy, None), &stamp, content).map(Some)
+}
+
+/// What is written down of a copy.
+fn file(
+    frozen: &Frozen,
+    (copy, volume): (PathBuf, Option<String>),
+    stamp: &Stamp,
+    content: String,
+) -> io::Result<ReferenceFile> {
     let nanos = |time: i128| i64::try_from(time).map_err(io::Error::other);
     let (ctime, mtime) = (nanos(stamp.ctime)?, nanos(stamp.mtime)?);
     let (path, size, inode, blob) = (frozen.path.clone(), stamp.size, stamp.inode, frozen.blob);
-    let file = ReferenceFile { path, copy, size, inode, ctime, mtime, blob, content };
-    if recorded(&file) == stamp { Ok(file) } else { Err(changed()) }
+    let file = ReferenceFile { path, copy, volume, size, inode, ctime, mtime, blob, content };
+    if recorded(&file) == *stamp {
+        Ok(file)
+    } else {
+        Err(io::Error::other("its times cannot be written down"))
+    }
 }
 
 /// Puts a reference in place of the one before, whose copies go first.
@@ -290,6 +352,8 @@ fn replace(record: &Path, reference: &Reference) -> Result<(), Failure> {
     if let Kept::There(old) = read(record) {
         let kept = |dir: &&PathBuf| !reference.dirs.contains(dir);
         remove_dirs(&old.dirs.iter().filter(kept).cloned().collect::<Vec<_>>())?;
+        let is_left = |volume: &&ReferenceVolume| !reference.volumes.contains(volume);
+        remove_volumes(old.volumes.iter().filter(is_left))?;
     }
     let written = || -> io::Result<()> {
         if reference.files.is_empty() {

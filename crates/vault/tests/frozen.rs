@@ -16,7 +16,7 @@ use model::{
     id::CutId,
     port::{Shelf, Silent, Store},
     record::{BackupRecord, CutRecord},
-    reference::Kept,
+    reference::{Kept, ReferenceVolume},
     server::{Flavor, ServerAccess, ServerAddress},
     size::Bytes,
     undo::{Hook, Move, ProcessRef, Ticket, Undo},
@@ -127,6 +127,23 @@ fn a_reference_reads() {
 }
 
 #[test]
+fn a_reference_in_a_volume_reads() {
+    let Kept::There(found) = reference::read(&sample("reference-volume.json")) else { panic!("it is there") };
+    let volume = ReferenceVolume {
+        group: "vg-0".to_owned(),
+        name: "stillpoint-0123456789abcdef".to_owned(),
+        uuid: "0A19Wp-BBEO-uzch-0t3W-0Nut-8MkP-039Irq".to_owned(),
+        thin_id: 7,
+        origin: "mysql".to_owned(),
+        filesystem: "xfs".to_owned(),
+    };
+    assert_eq!((found.dirs.len(), &found.volumes), (0, &vec![volume]));
+    let [file] = &found.files[..] else { panic!("{:?}", found.files) };
+    assert_eq!(file.copy, PathBuf::from("/mysql/hydro/page.ibd"));
+    assert_eq!(file.volume.as_deref(), Some("stillpoint-0123456789abcdef"));
+}
+
+#[test]
 fn a_journal_reads() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("journal")).unwrap();
@@ -178,7 +195,7 @@ fn a_journal_reads() {
     assert_eq!(runs[0].open_undos(), expected);
 }
 
-fn undos_of_volumes_and_servers() -> [(u64, Undo); 6] {
+fn undos_of_volumes_and_servers() -> [(u64, Undo); 7] {
     let snapshot = || "stillpoint-0123456789abcdef".to_owned();
     let point = b"/var/lib/stillpoint/staging/.stillpoint-mount-\xff";
     let variable = |access, old: &str| Undo::ServerVariable {
@@ -217,5 +234,9 @@ fn undos_of_volumes_and_servers() -> [(u64, Undo); 6] {
         (14, variable(near, "0")),
         (15, variable(far, "2")),
         (16, exchange),
+        (
+            17,
+            Undo::ReleasePoolMetadata { group: "vg-0".to_owned(), pool: "pool".to_owned(), root: Some(173) },
+        ),
     ]
 }

@@ -49,10 +49,12 @@ struct Row {
     lv_tags: String,
     data_percent: String,
     metadata_percent: String,
+    lv_uuid: String,
+    thin_id: String,
 }
 
 const FIELDS: &str = "vg_name,lv_name,lv_size,segtype,pool_lv,origin,vg_free,vg_extent_size,lv_tags,\
-                      data_percent,metadata_percent";
+                      data_percent,metadata_percent,lv_uuid,thin_id";
 
 #[derive(Debug, Deserialize)]
 struct Group {
@@ -143,6 +145,8 @@ fn volume(row: &Row) -> Option<LogicalVolume> {
         group_free: number(&row.vg_free)?,
         extent: number(&row.vg_extent_size)?,
         tags: row.lv_tags.split(',').filter(|tag| !tag.is_empty()).map(str::to_owned).collect(),
+        uuid: row.lv_uuid.clone(),
+        thin_id: row.thin_id.trim().parse().ok(),
     })
 }
 
@@ -161,8 +165,8 @@ mod tests {
       "report": [
           {
               "lv": [
-                  {"vg_name":"vg0", "lv_name":"data", "lv_size":"4294967296", "segtype":"thin", "pool_lv":"pool", "origin":"", "vg_free":"1069547520", "vg_extent_size":"4194304", "lv_tags":"a,b", "data_percent":"12.50", "metadata_percent":""},
-                  {"vg_name":"vg0", "lv_name":"[snap]", "lv_size":"1073741824", "segtype":"linear", "pool_lv":"", "origin":"data", "vg_free":"1069547520", "vg_extent_size":"4194304", "lv_tags":"", "data_percent":"", "metadata_percent":""}
+                  {"vg_name":"vg0", "lv_name":"data", "lv_size":"4294967296", "segtype":"thin", "pool_lv":"pool", "origin":"", "vg_free":"1069547520", "vg_extent_size":"4194304", "lv_tags":"a,b", "data_percent":"12.50", "metadata_percent":"", "lv_uuid":"0A19Wp-BBEO-uzch-0t3W-0Nut-8MkP-039Irq", "thin_id":"1"},
+                  {"vg_name":"vg0", "lv_name":"[snap]", "lv_size":"1073741824", "segtype":"linear", "pool_lv":"", "origin":"data", "vg_free":"1069547520", "vg_extent_size":"4194304", "lv_tags":"", "data_percent":"", "metadata_percent":"", "lv_uuid":"6PvIfk-SaVf-bsQe-Hjkd-ij4S-FcV7-i9QIoA", "thin_id":""}
               ]
           }
       ]
@@ -177,6 +181,8 @@ mod tests {
         assert_eq!((found[0].size, found[0].extent), (Bytes(4 << 30), Bytes(4 << 20)));
         assert_eq!(found[0].tags, ["a", "b"]);
         assert_eq!((found[1].name.as_str(), found[1].origin.as_deref()), ("snap", Some("data")));
+        assert_eq!((found[0].thin_id, found[1].thin_id), (Some(1), None));
+        assert_eq!(found[0].uuid, "0A19Wp-BBEO-uzch-0t3W-0Nut-8MkP-039Irq");
         assert!(found[1].tags.is_empty() && found[1].thin_pool().is_none());
         assert!(rows::<Row>(r#"{"report":[{"lv":[]}]}"#, "lv").unwrap().is_empty());
         assert!(rows::<Group>("no such thing", "vg").is_none());

@@ -31,7 +31,7 @@ use crate::{
 /// How the names of all our snapshots begin; 16 hexadecimal digits follow.
 const PREFIX: &str = "stillpoint-";
 /// The tag that they carry.
-const TAG: &str = "stillpoint";
+pub(super) const TAG: &str = "stillpoint";
 /// Between two tries to remove what is busy.
 const STEP: Duration = Duration::from_millis(200);
 /// How long a snapshot may be busy: readers that were given up, and udev, which looks at new devices.
@@ -172,6 +172,19 @@ impl LvSnapshot {
         Gauge { group: self.group.clone(), name: self.name.clone(), pool: self.pool.clone() }
     }
 
+    /// Its name in its group.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Leaves it where it is, for whoever has written down that it is there.
+    pub fn keep(mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            self.journal.done(ticket);
+        }
+    }
+
     /// Removes it and crosses it off the journal.
     ///
     /// # Errors
@@ -270,8 +283,8 @@ pub fn is_ours(name: &str) -> bool {
 /// Removes a snapshot of ours; done if it is gone. Tries for a while if it is busy.
 ///
 /// # Errors
-/// [`LvmError::NotOurs`] for any volume whose name is not ours, that does not carry our tag or that is no snapshot; else
-/// what `lvremove` says.
+/// [`LvmError::NotOurs`] for any volume whose name is not ours, that does not carry our tag or that is no snapshot, which a
+/// thin one does not look like any more when its origin is gone; else what `lvremove` says.
 pub fn remove(group: &str, name: &str) -> Result<(), LvmError> {
     let full = format!("{group}/{name}");
     let is_word = |text: &str| {
@@ -285,7 +298,8 @@ pub fn remove(group: &str, name: &str) -> Result<(), LvmError> {
     let until = deadline_in(BUSY);
     loop {
         let Some(found) = report::look_for(group, name)? else { return Ok(()) };
-        if found.origin.is_none() || !found.tags.iter().any(|tag| tag == TAG) {
+        let is_snapshot = found.origin.is_some() || found.thin_pool().is_some();
+        if !is_snapshot || !found.is_tagged() {
             return Err(LvmError::NotOurs(full));
         }
         let tool = Tool::new("lvremove", format!("removing the snapshot {full}"), CHANGING);

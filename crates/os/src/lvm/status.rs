@@ -42,10 +42,32 @@ pub(super) fn fill_of_pool(group: &str, pool: &str) -> Result<Fill, ToolError> {
     ask(&format!("{}-tpool", dm_name(group, pool)))
 }
 
+/// Where the snapshot of its metadata begins that a thin pool holds for somebody, if it does.
+pub(super) fn held_metadata(group: &str, pool: &str) -> Result<Option<u64>, ToolError> {
+    let tool = status(&format!("{}-tpool", dm_name(group, pool)));
+    parse_held(&tool.run()?).ok_or_else(|| tool.not_understood())
+}
+
 fn ask(device: &str) -> Result<Fill, ToolError> {
-    let tool = Tool::new("dmsetup", format!("asking how full {device} is"), READING);
-    let tool = tool.args(["status", "--noflush", device]);
+    let tool = status(device);
     parse(&tool.run()?).ok_or_else(|| tool.not_understood())
+}
+
+fn status(device: &str) -> Tool {
+    let tool = Tool::new("dmsetup", format!("asking for the state of {device}"), READING);
+    tool.args(["status", "--noflush", device])
+}
+
+/// The seventh word of a thin pool's line.
+fn parse_held(text: &str) -> Option<Option<u64>> {
+    let mut words = text.split_ascii_whitespace().skip(2);
+    if words.next()? != "thin-pool" {
+        return None;
+    }
+    match words.nth(3)? {
+        "-" => Some(None),
+        root => root.parse().ok().map(Some),
+    }
 }
 
 /// `0 2097152 snapshot 128/204800 16`, or `0 2097152 thin-pool 1 18/1024 64/8192 - rw …`.
@@ -83,7 +105,19 @@ fn share(text: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Fill, parse};
+    use super::{Fill, parse, parse_held};
+
+    #[test]
+    fn held_metadata_are_seen() {
+        let line = |held| {
+            format!("0 8192 thin-pool 1 256/1024 64/128 {held} rw discard_passdown queue_if_no_space - 1024")
+        };
+        assert_eq!(parse_held(&line("-")), Some(None));
+        assert_eq!(parse_held(&line("173")), Some(Some(173)));
+        assert_eq!(parse_held(&line("x")), None);
+        assert_eq!(parse_held("0 8192 thin-pool Fail"), None);
+        assert_eq!(parse_held("0 8192 linear"), None);
+    }
 
     #[test]
     fn status_lines_are_understood() {

@@ -87,6 +87,7 @@ fn rank(undo: &Undo) -> u8 {
         | Undo::DeleteSubvolume { .. }
         | Undo::Unmount { .. }
         | Undo::RemoveLogicalVolume { .. }
+        | Undo::ReleasePoolMetadata { .. }
         | Undo::DestroyZfsSnapshot { .. }
         | Undo::ServerVariable { .. }
         | Undo::ServerExchange { .. } => 1,

@@ -50,6 +50,8 @@ pub fn bytes(run: &Run<'_>, application: &Application) -> Option<Bytes> {
 
 fn own(kept: &Kept) -> Option<Bytes> {
     match kept {
+        // What a snapshot of a volume has for itself only its pool knows.
+        Kept::There(reference) if reference.files.iter().all(|file| file.volume.is_some()) => None,
         Kept::There(reference) => Some(reference::own_bytes(reference)),
         Kept::Nothing | Kept::Unreadable(_) => None,
     }

@@ -129,6 +129,9 @@ pub fn words(undo: &Undo) -> String {
         Undo::DeleteSubvolume { path } => format!("delete the snapshot {}", show(path)),
         Undo::Unmount { path } => format!("unmount the snapshot at {}", show(path)),
         Undo::RemoveLogicalVolume { group, name } => format!("remove the snapshot {group}/{name}"),
+        Undo::ReleasePoolMetadata { group, pool, .. } => {
+            format!("release the snapshot of the metadata of the thin pool {group}/{pool}")
+        }
         Undo::DestroyZfsSnapshot { dataset, snapshot } => {
             format!("destroy the snapshot {dataset}@{snapshot}")
         }

@@ -19,7 +19,7 @@ use std::{
     ops::Range,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use model::{
@@ -41,6 +41,7 @@ use super::{
 use crate::{
     reference::Keeper,
     repository::source::{Feed, stamp_of},
+    thin::{Home, Pinned},
 };
 
 /// So many differences of one file are named.
@@ -78,6 +79,8 @@ pub(crate) struct Frozen {
     pub(crate) path: PathBuf,
     /// Where the copy is.
     pub(crate) copy: PathBuf,
+    /// What it lies in.
+    pub(crate) home: Home,
     /// What it was before it was read.
     pub(crate) stamp: Stamp,
     /// The size of its blobs.
@@ -96,10 +99,21 @@ pub(crate) struct Carry {
     found: Mutex<Found>,
 }
 
+/// A pinned copy that is being stored.
+struct Begun {
+    /// Where it is kept from.
+    copy: PathBuf,
+    home: Home,
+    /// What it was.
+    stamp: Stamp,
+    /// The size of its blobs.
+    blob: u64,
+}
+
 #[derive(Default)]
 struct Found {
-    /// Pinned copies that are being stored: where they are kept from, what they were, the size of their blobs.
-    begun: HashMap<PathBuf, (PathBuf, Stamp, u64)>,
+    /// Pinned copies that are being stored.
+    begun: HashMap<PathBuf, Begun>,
     frozen: Vec<Frozen>,
     problems: Vec<Problem>,
     /// Why older copies are no use, and whose.
@@ -183,11 +197,13 @@ impl Carry {
             return 0;
         };
         let older = self.older.get(&entry.path);
-        let before = older.map(|older| Before::take(older, file, blob));
+        let pinned = frozen.pinned.as_ref();
+        let before = older.map(|older| Before::take(older, file, blob, pinned.map(Arc::as_ref)));
         let Ok((newer, space)) = look(file) else { return 0 };
         // A copy that shares little with the original would cost as much as another original.
-        if space.own <= space.shared {
-            self.found().begun.insert(entry.path.clone(), (frozen.path, stamp, blob));
+        if pinned.is_some() || space.own <= space.shared {
+            let home = pinned.cloned().map_or(Home::Directory, Home::Pinned);
+            self.found().begun.insert(entry.path.clone(), Begun { copy: frozen.path, home, stamp, blob });
         }
         let changed = before.map(|before| before.and_then(|before| before.changed(&newer, blob)));
         let (older, changed) = match (older, changed) {
@@ -215,7 +231,8 @@ impl Carry {
         let Some(older) = self.older.get(&entry.path).filter(|older| older.file.blob == blob) else { return };
         let is_same = entry.body == Body::Carried && older.file.size == entry.meta.size;
         if self.proves && is_same {
-            let begun = (older.file.copy.clone(), recorded(&older.file), blob);
+            let (copy, stamp) = (older.file.copy.clone(), recorded(&older.file));
+            let begun = Begun { copy, home: home(&older.file), stamp, blob };
             self.found().begun.insert(entry.path.clone(), begun);
             large.compare_with(Compared::new(older.content.clone(), Vec::new(), older.content.len(), true));
         }
@@ -224,14 +241,14 @@ impl Carry {
     /// A file is stored: what is kept of it, and whether it is what was carried over in the nights before.
     pub(crate) fn stored(&self, entry: &Entry, large: &Large, content: &[Place]) {
         let mut found = self.found();
-        let Some((copy, stamp, blob)) = found.begun.remove(&entry.path) else { return };
+        let Some(Begun { copy, home, stamp, blob }) = found.begun.remove(&entry.path) else { return };
         if self.proves
             && let Some(compared) = large.compared()
         {
             found.problems.extend(alarm(&entry.path, &compared.wrong(content), blob));
         }
         let (path, content) = (entry.path.clone(), content.to_vec());
-        found.frozen.push(Frozen { path, copy, stamp, blob, content });
+        found.frozen.push(Frozen { path, copy, home, stamp, blob, content });
     }
 
     /// The older copies of files that were carried over by their stamps still are their frozen copies.
@@ -249,9 +266,9 @@ impl Carry {
     }
 
     fn carry_on(&self, older: &Older) {
-        let content = &older.content;
-        let (stamp, ReferenceFile { path, copy, blob, .. }) = (recorded(&older.file), older.file.clone());
-        self.found().frozen.push(Frozen { path, copy, stamp, blob, content: content.clone() });
+        let (stamp, home, content) = (recorded(&older.file), home(&older.file), older.content.clone());
+        let ReferenceFile { path, copy, blob, .. } = older.file.clone();
+        self.found().frozen.push(Frozen { path, copy, home, stamp, blob, content });
     }
 
     /// What was found wrong or worth knowing, once.
@@ -274,36 +291,60 @@ struct Before<'a> {
     recorded: &'a ReferenceFile,
     copy: File,
     map: Map,
+    /// If they lie in two snapshots: the newer one, and where both hold the same.
+    snapshots: Option<(&'a Pinned, &'a [Range<u64>])>,
 }
 
 impl<'a> Before<'a> {
     /// Makes sure of the older copy of a file, and takes its map; or says why it is no use.
-    fn take(older: &'a Older, newer: &File, blob: u64) -> Result<Self, String> {
+    fn take(older: &'a Older, newer: &File, blob: u64, pinned: Option<&'a Pinned>) -> Result<Self, String> {
         let recorded = &older.file;
         if recorded.blob != blob {
             return Err(format!("it was cut into parts of {} bytes, and is now of {blob}", recorded.blob));
         }
-        let copy = open_copy(&recorded.copy).map_err(|error| format!("it cannot be opened: {error}"))?;
+        let (copy, snapshots) = match (&recorded.volume, pinned) {
+            (None, None) => {
+                let copy =
+                    open_copy(&recorded.copy).map_err(|error| format!("it cannot be opened: {error}"))?;
+                let device = |file: &File| file.metadata().map(|meta| meta.dev());
+                if device(&copy).map_err(unknown)? != device(newer).map_err(unknown)? {
+                    return Err("it is on another filesystem".into());
+                }
+                (copy, None)
+            }
+            (Some(name), Some(pinned)) => {
+                let (copy, same) = pinned.open_before(name, &recorded.copy, open_copy)?;
+                (copy, Some((pinned, same)))
+            }
+            _ => return Err("it was frozen in another way".into()),
+        };
         is_as_stored(&copy, recorded)?;
-        let device = |file: &File| file.metadata().map(|meta| meta.dev());
-        if device(&copy).map_err(unknown)? != device(newer).map_err(unknown)? {
-            return Err("it is on another filesystem".into());
-        }
         if is_on_realtime_device(&copy) || is_on_realtime_device(newer) {
             return Err("it is on a realtime device, whose addresses are also those of other bytes".into());
         }
         copy.sync_all().map_err(unknown)?;
         let map = map_of(&copy).map_err(unknown)?;
-        Ok(Self { recorded, copy, map })
+        Ok(Self { recorded, copy, map, snapshots })
     }
 
     /// The chunks that may have changed, by the map of the newer copy that was taken since.
     fn changed(self, newer: &Map, blob: u64) -> Result<Vec<Range<u64>>, String> {
         let after = map_of(&self.copy).map_err(unknown)?;
         is_as_stored(&self.copy, self.recorded)?;
-        let changed = chunks_to_read(&self.map, newer, &after, blob);
+        let changed = match self.snapshots {
+            None => chunks_to_read(&self.map, newer, &after, blob),
+            Some((pinned, _)) if !pinned.is_untouched() => {
+                return Err("something was written to its snapshot".into());
+            }
+            Some((_, same)) => chunks_to_read(&self.map, &newer.trusted_within(same), &after, blob),
+        };
         changed.ok_or_else(|| "the filesystem is moving its extents about".into())
     }
+}
+
+/// What an older copy lies in.
+fn home(file: &ReferenceFile) -> Home {
+    file.volume.clone().map_or(Home::Directory, Home::Kept)
 }
 
 fn unknown(error: io::Error) -> String {

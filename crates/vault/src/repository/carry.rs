@@ -90,17 +90,17 @@ impl Repository {
             Some(Reading::Changed { .. }) => false,
         };
         let wanted = session.parent.as_ref().map(|(_, base)| Arc::clone(&base.wanted)).unwrap_or_default();
-        let older = match record.map(|record| reference::read(&record)) {
-            Some(Kept::There(Reference { files, .. })) if !wanted.is_empty() => {
+        let (older, volumes) = match record.map(|record| reference::read(&record)) {
+            Some(Kept::There(Reference { files, volumes, .. })) if !wanted.is_empty() => {
                 let archiver = &session.archiver;
                 let proven = files
                     .into_iter()
                     .filter_map(|file| Older::proven(&archiver.index, wanted.get(&file.path)?, file));
-                proven.collect()
+                (proven.collect(), volumes)
             }
-            _ => Vec::new(),
+            _ => Default::default(),
         };
-        Ok(Some(Carry::new(older, proves, Keeper::new(journal))))
+        Ok(Some(Carry::new(older, proves, Keeper::new(journal, volumes))))
     }
 
     /// The frozen copies of a listed backup become the reference.
