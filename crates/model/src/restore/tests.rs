@@ -321,6 +321,7 @@ fn only_copies_of_the_file_on_the_filesystem_it_is_written_to_are_cloned() {
         ctime: 0,
         mtime: 0,
         blob: 32768,
+        volume: None,
         content: String::new(),
     };
     let planned = |request: Request, copy: ReferenceFile, device: u64| {
