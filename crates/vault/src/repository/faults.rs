@@ -109,6 +109,40 @@ fn nothing_is_read_under_a_lock_that_somebody_who_deletes_did_not_see() {
     assert!(disk.held.lock().unwrap().is_some() && !is_read);
 }
 
+/// Somebody's exclusive lock shows only when the session has begun: what was read then is read again before anything is
+/// stored, and nothing is stored while the lock is there.
+#[test]
+fn what_was_read_before_the_second_look_is_not_stored_on_if_somebody_deletes() {
+    let template = Template::new();
+    let (place, elsewhere) = (template.copy(), template.copy());
+    let theirs = elsewhere.repository().locks.take(LockKind::Exclusive).unwrap();
+    let mut ours = place.repository();
+    let parent = ok(ours.known());
+    assert!(!parent.is_empty());
+    let shown = place.opening.dir.join("locks").join("0".repeat(64));
+    let lock = fs::read_dir(elsewhere.opening.dir.join("locks")).unwrap().next().unwrap().unwrap().path();
+    fs::copy(lock, &shown).unwrap();
+    // They delete the parent meanwhile, in a way that leaves the repository whole.
+    let snapshot = fs::read_dir(place.opening.dir.join("snapshots")).unwrap().next().unwrap().unwrap().path();
+    fs::remove_file(snapshot).unwrap();
+    let gone = std::time::Duration::from_millis(600);
+    let backup = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(gone);
+            fs::remove_file(&shown).unwrap();
+        });
+        let begun = std::time::Instant::now();
+        let backup = back_up(&mut ours, &template.root, 2).0;
+        assert!(begun.elapsed() >= gone, "it stored beside somebody who deletes");
+        backup
+    });
+    theirs.release().unwrap();
+    let stored = ok(ours.backups());
+    assert_eq!(stored.iter().map(|stored| &stored.id).collect::<Vec<_>>(), [&backup]);
+    assert_whole(&place, 0, End::Error);
+    assert_eq!(place.read_back(&backup)[&template.root.join("first")], noise(1, 300_000));
+}
+
 /// A repository with one backup, copied afresh for every round.
 struct Template {
     place: Place,

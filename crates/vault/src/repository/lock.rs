@@ -142,6 +142,26 @@ pub(crate) struct Locks {
     pub(crate) journal: Arc<dyn Journal>,
 }
 
+type Look = JoinHandle<Result<(), RepositoryError>>;
+
+/// Tries again while somebody of this host holds a lock that is young.
+fn patiently<T>(
+    mut take: impl FnMut() -> Result<(Lock, T), RepositoryError>,
+) -> Result<(Lock, T), RepositoryError> {
+    let begun = Instant::now();
+    loop {
+        match take() {
+            Err(RepositoryError::Locked { holder, .. })
+                if holder.who.as_ref().is_some_and(|who| who.here && who.age_s < YOUNG_S)
+                    && begun.elapsed() < PATIENCE =>
+            {
+                thread::sleep(RECHECK);
+            }
+            taken => return taken,
+        }
+    }
+}
+
 /// A lock of ours, kept fresh by a thread. [`Lock::release`] ends it; dropping it does the same and can only
 /// log a failure.
 pub(crate) struct Lock {
@@ -149,6 +169,8 @@ pub(crate) struct Lock {
     locks: Locks,
     stop: Arc<(Mutex<bool>, Condvar)>,
     refresher: Option<JoinHandle<()>>,
+    /// The second look, until its result was asked for.
+    look: Option<Look>,
 }
 
 struct Held {
@@ -170,26 +192,31 @@ impl Locks {
         kind: LockKind,
         mut task: impl FnMut(&Path) -> Result<T, RepositoryError>,
     ) -> Result<(Lock, T), RepositoryError> {
-        let begun = Instant::now();
-        loop {
-            match self.try_meanwhile(kind, &mut task) {
-                Err(RepositoryError::Locked { holder, .. })
-                    if holder.who.as_ref().is_some_and(|who| who.here && who.age_s < YOUNG_S)
-                        && begun.elapsed() < PATIENCE =>
-                {
-                    thread::sleep(RECHECK);
-                }
-                taken => return taken,
-            }
-        }
+        patiently(|| {
+            let (mut lock, done) = self.try_unsettled(kind, &mut task)?;
+            lock.settle()?;
+            Ok((lock, done))
+        })
+    }
+
+    /// The same, but the second look is still to come: it is taken in time whatever the caller does meanwhile, and before
+    /// anything is written on the ground of the result [`Lock::settle`] has to say that it showed nobody.
+    pub(crate) fn take_unsettled<T>(
+        &self,
+        kind: LockKind,
+        mut task: impl FnMut(&Path) -> Result<T, RepositoryError>,
+    ) -> Result<(Lock, T), RepositoryError> {
+        patiently(|| self.try_unsettled(kind, &mut task))
     }
 
     /// Takes a lock, or says who is in the way.
     pub(crate) fn take_at_once(&self, kind: LockKind) -> Result<Lock, RepositoryError> {
-        Ok(self.try_meanwhile(kind, &mut |_| Ok(()))?.0)
+        let (mut lock, ()) = self.try_unsettled(kind, &mut |_| Ok(()))?;
+        lock.settle()?;
+        Ok(lock)
     }
 
-    fn try_meanwhile<T>(
+    fn try_unsettled<T>(
         &self,
         kind: LockKind,
         task: &mut impl FnMut(&Path) -> Result<T, RepositoryError>,
@@ -199,19 +226,31 @@ impl Locks {
         let written = Instant::now();
         // Before the task reads anything: writing may have taken long enough for somebody to look twice in between, delete, and be
         // gone at our second look.
-        let seen = self.refuse_if_conflicting(kind, Some(&held.path)).and_then(|()| {
-            let done = task(&held.path);
-            thread::sleep(RECHECK.saturating_sub(written.elapsed()));
-            // Who is in the way says more than what came of it.
-            self.refuse_if_conflicting(kind, Some(&held.path)).and(done)
-        });
-        match seen {
-            Ok(done) => Ok((Lock::kept(self.clone(), kind, held), done)),
-            Err(refusal) => {
-                self.remove(held)?;
-                Err(refusal)
+        if let Err(refusal) = self.refuse_if_conflicting(kind, Some(&held.path)) {
+            self.remove(held)?;
+            return Err(refusal);
+        }
+        let own = held.path.clone();
+        let look = self.look_later(kind, own.clone(), written);
+        let mut lock = Lock::kept(self.clone(), kind, held, look);
+        match task(&own) {
+            Ok(done) => Ok((lock, done)),
+            Err(error) => {
+                // Who is in the way says more than what came of it.
+                lock.settle()?;
+                lock.release()?;
+                Err(error)
             }
         }
+    }
+
+    /// The second look, by a thread of its own so that it is taken in time.
+    fn look_later(&self, kind: LockKind, own: PathBuf, written: Instant) -> Look {
+        let locks = self.clone();
+        thread::spawn(move || {
+            thread::sleep(RECHECK.saturating_sub(written.elapsed()));
+            locks.refuse_if_conflicting(kind, Some(&own))
+        })
     }
 
     /// Whether nobody holds a lock but the one in this file. A dead one of this host does not count.
@@ -334,7 +373,7 @@ impl Locks {
 }
 
 impl Lock {
-    fn kept(locks: Locks, kind: LockKind, held: Held) -> Self {
+    fn kept(locks: Locks, kind: LockKind, held: Held, look: Look) -> Self {
         let held = Arc::new(Mutex::new(Some(held)));
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let refresher = {
@@ -345,7 +384,16 @@ impl Lock {
                 }
             })
         };
-        Self { held, locks, stop, refresher: Some(refresher) }
+        Self { held, locks, stop, refresher: Some(refresher), look: Some(look) }
+    }
+
+    /// Waits for the second look, if it was not yet asked for.
+    ///
+    /// # Errors
+    /// Who is in the way; nothing that was read under this lock is to be believed then, and the lock is to be released.
+    pub(crate) fn settle(&mut self) -> Result<(), RepositoryError> {
+        let Some(look) = self.look.take() else { return Ok(()) };
+        look.join().unwrap_or_else(|_| Err(RepositoryError::LockLost { dir: self.locks.dir.clone() }))
     }
 
     /// Whether the lock's file is still there: whoever takes us for dead may remove it.

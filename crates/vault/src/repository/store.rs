@@ -83,7 +83,23 @@ impl Repository {
         Ok(())
     }
 
+    /// The session, in which things may be stored: its lock's second look showed nobody.
     pub(super) fn session(&mut self) -> Result<&mut Session, RepositoryError> {
+        match self.begun()?.lock.settle() {
+            Ok(()) => {}
+            // What was read is not to be believed. What was asked of it meanwhile may stand: a file that is not in the new
+            // parent as it was in the old one is read.
+            Err(RepositoryError::Locked { .. }) => {
+                self.end_session()?;
+                self.begun()?.lock.settle()?;
+            }
+            Err(error) => return Err(error),
+        }
+        self.session.as_mut().ok_or_else(no_session)
+    }
+
+    /// The session, in which nothing may be stored yet.
+    fn begun(&mut self) -> Result<&mut Session, RepositoryError> {
         if self.session.is_none() {
             let session = self.begin(true)?;
             self.session = Some(session);
@@ -95,7 +111,7 @@ impl Repository {
     fn begin(&self, with_parent: bool) -> Result<Session, RepositoryError> {
         self.backend.forget();
         let (lock, (archiver, parent, notes, reading)) =
-            self.locks.take_meanwhile(LockKind::Shared, |own| {
+            self.locks.take_unsettled(LockKind::Shared, |own| {
                 let opened = self.opened()?;
                 // Chosen before the index is read, which then has all of it.
                 let newest = if with_parent { self.newest()? } else { None };
@@ -307,7 +323,8 @@ impl Repository {
 
 impl Store for Repository {
     fn known(&mut self) -> Result<Known, Failure> {
-        let known = self.session().map(|session| {
+        // The application's files are looked at while the lock waits for its second look.
+        let known = self.begun().map(|session| {
             session.parent.as_ref().map_or_else(Known::default, |(_, base)| base.known.as_ref().clone())
         });
         self.closing_on_failure(known)
