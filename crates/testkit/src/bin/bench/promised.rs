@@ -29,7 +29,7 @@ const SMALLER: [(&str, Tool, f64); 4] = [
     (FIRST, Tool::Stillpoint, 1.1),
     (NIGHT, Tool::Stillpoint, 0.1),
     (NIGHT, Tool::StillpointReading, 0.1),
-    ("pages, repository of", Tool::Stillpoint, 0.25),
+    ("pages, repository of the first and 30 nights", Tool::Stillpoint, 0.25),
 ];
 /// Megabytes of memory.
 const MEMORIES: [(&str, f64); 3] =
