@@ -7,14 +7,12 @@
 //!
 //! Crash story: pure functions.
 
-use rustic_cdc::{Rabin64, RollingHash64};
 use rustic_core::{
     RusticError,
     repofile::{Chunker, ConfigFile},
 };
 
-/// Bytes that the rolling hash looks at.
-const WINDOW: usize = 64;
+use super::roll::WINDOW;
 
 /// Files below this size are one blob, whatever they hold.
 const WHOLE: u64 = 512 * 1024;
@@ -25,13 +23,13 @@ pub(crate) const HEAD: usize = 64;
 /// The parameters of a repository.
 #[derive(Debug, Clone)]
 pub(crate) struct Chunking {
-    polynomial: u64,
+    pub(super) polynomial: u64,
     /// A cut is where the hash has only zeros under it.
-    mask: u64,
-    min: usize,
-    max: usize,
+    pub(super) mask: u64,
+    pub(super) min: usize,
+    pub(super) max: usize,
     /// All files are cut at multiples of this size.
-    fixed: Option<u64>,
+    pub(super) fixed: Option<u64>,
 }
 
 /// How one file is cut.
@@ -64,7 +62,7 @@ impl Chunking {
         self.fixed.map_or(WHOLE, |size| size.min(WHOLE)).min(self.min as u64)
     }
 
-    /// The largest blob that [`Roller::cut`] makes.
+    /// The largest blob that is cut.
     pub(crate) fn max(&self) -> usize {
         self.max
     }
@@ -136,88 +134,14 @@ fn is_postgres(head: &[u8], size: u64) -> bool {
     version == 4 && is_page && flags < 8 && in_order && size.is_multiple_of(u64::from(page))
 }
 
-/// Finds cuts; one for each thread.
-pub(crate) struct Roller {
-    rabin: Rabin64,
-    chunking: Chunking,
-}
-
-impl Roller {
-    /// One for these parameters.
-    pub(crate) fn new(chunking: &Chunking) -> Self {
-        Self { rabin: Rabin64::new_with_polynom(6, &chunking.polynomial), chunking: chunking.clone() }
-    }
-
-    /// Where the blob that begins these bytes ends; nothing if that is not in them. `last` says that the file
-    /// ends with them.
-    pub(crate) fn cut(&mut self, bytes: &[u8], last: bool) -> Option<usize> {
-        let Chunking { min, max, mask, .. } = self.chunking;
-        let rest = (last && !bytes.is_empty()).then_some(bytes.len());
-        if bytes.len() < min {
-            return rest;
-        }
-        // It takes one byte less than its window has.
-        self.rabin.reset_and_prefill_window(&mut bytes[min - WINDOW..min].iter().copied());
-        self.rabin.slide(bytes[min - 1]);
-        let mut at = min;
-        let end = bytes.len().min(max);
-        while self.rabin.hash & mask != 0 {
-            if at == end {
-                return if end == max { Some(max) } else { rest };
-            }
-            self.rabin.slide(bytes[at]);
-            at += 1;
-        }
-        Some(at)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use rand::{RngCore, SeedableRng, rngs::StdRng};
-
-    use super::{Chunking, Cutting, Roller};
+    use super::{Chunking, Cutting};
 
     fn chunking() -> Chunking {
         // restic's example polynomial.
         let (min, max) = (512 * 1024, 8 * 1024 * 1024);
         Chunking { polynomial: 0x003d_a335_8b4d_c173, mask: (1 << 20) - 1, min, max, fixed: None }
-    }
-
-    /// The table of the chunker's own test: 32 MiB of Go's random bytes are not at hand, but what it says of any
-    /// bytes is: all are in a blob, none is too large, and a byte put in front moves no later cut.
-    #[test]
-    fn cuts_move_with_the_content() {
-        let mut bytes = vec![0; 12 << 20];
-        StdRng::seed_from_u64(7).fill_bytes(&mut bytes);
-        let ends = |bytes: &[u8]| {
-            let (mut roller, mut at, mut ends) = (Roller::new(&chunking()), 0, Vec::new());
-            while at < bytes.len() {
-                at += roller.cut(&bytes[at..], true).unwrap();
-                ends.push(at);
-            }
-            ends
-        };
-        let before = ends(&bytes);
-        assert!(before.len() > 4 && before.len() < 24, "{before:?}");
-        assert_eq!(before.last(), Some(&bytes.len()));
-        bytes.insert(0, 1);
-        let after: Vec<usize> = ends(&bytes).iter().map(|end| end - 1).collect();
-        assert!(after.iter().filter(|end| before.contains(end)).count() + 2 >= before.len());
-    }
-
-    #[test]
-    fn a_cut_does_not_depend_on_how_much_is_there() {
-        let mut bytes = vec![0; 9 << 20];
-        StdRng::seed_from_u64(3).fill_bytes(&mut bytes);
-        let mut roller = Roller::new(&chunking());
-        let whole = roller.cut(&bytes, true).unwrap();
-        assert_eq!(roller.cut(&bytes[..whole], false), Some(whole));
-        assert_eq!(roller.cut(&bytes[..whole - 1], false), None);
-        assert_eq!(roller.cut(&bytes[..whole - 1], true), Some(whole - 1));
-        assert_eq!(roller.cut(&[], true), None);
-        let zeros = vec![0; 600 * 1024];
-        assert_eq!(roller.cut(&zeros, true), Some(512 * 1024), "as restic cuts zeros");
     }
 
     #[test]

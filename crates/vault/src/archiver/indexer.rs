@@ -103,8 +103,9 @@ impl IndexWriter {
 fn write(sink: &Sink<'_>, content: &IndexContent) -> Result<(), RepositoryError> {
     let unwritable = |what: String| RepositoryError::Damaged { what: format!("the index: {what}") };
     let mut plain = serde_json::to_vec(content).map_err(|error| unwritable(error.to_string()))?;
-    if let Some(level) = sink.level {
-        let packed = zstd::bulk::compress(&plain, level).map_err(|error| unwritable(error.to_string()))?;
+    if let Some(levels) = sink.levels {
+        let packed =
+            zstd::bulk::compress(&plain, levels.quick).map_err(|error| unwritable(error.to_string()))?;
         plain = [&[2], packed.as_slice()].concat();
     }
     let sealed = sink.key.encrypt(&plain).map_err(|error| unwritable(error.to_string()))?;

@@ -17,8 +17,10 @@ use os::direct;
 
 use super::{
     carry::Compared,
-    chunk::{Chunking, Cutting, HEAD, Roller},
+    chunk::{Chunking, Cutting, HEAD},
+    compress::{Effort, Judge},
     index::Place,
+    roll::Roller,
 };
 use crate::repository::source::{Fault, Source};
 
@@ -99,6 +101,14 @@ impl Large {
         }
     }
 
+    /// How hard its blobs are compressed.
+    pub(crate) fn effort(&self) -> Effort {
+        match self.cutting {
+            Cutting::Fixed(_) => Effort::Judged(Judge::default()),
+            Cutting::Content => Effort::Thorough,
+        }
+    }
+
     /// The pinned copy that it is read from, if it is.
     pub(crate) fn pinned(&self) -> Option<&File> {
         self.source.pinned()
@@ -138,7 +148,7 @@ impl Large {
     /// If it cannot be read; then there is none left either.
     pub(crate) fn claim(
         &self,
-        roller: &mut Roller,
+        roller: &Roller,
         max: usize,
         buffer: &mut Vec<u8>,
     ) -> Result<Option<Piece>, Fault> {
@@ -217,7 +227,7 @@ impl Large {
     /// Reads on from here until there is at least one cut.
     fn find_cuts(
         &self,
-        roller: &mut Roller,
+        roller: &Roller,
         max: usize,
         buffer: &mut Vec<u8>,
         from: u64,

@@ -20,6 +20,7 @@ mod blobs;
 mod carried;
 mod carry;
 mod chunk;
+mod compress;
 mod hashes;
 mod index;
 mod indexer;
@@ -30,6 +31,7 @@ mod node;
 mod orphans;
 mod pack;
 mod parent;
+mod roll;
 mod trees;
 mod work;
 
@@ -52,7 +54,10 @@ pub(crate) use self::{
     node::{StoredKind, StoredNode},
     parent::{Base, Contents},
 };
-use self::{carried::Carried, chunk::Chunking, indexer::IndexWriter, pack::Sink, trees::Trees, work::Board};
+use self::{
+    carried::Carried, chunk::Chunking, compress::Levels, indexer::IndexWriter, pack::Sink, trees::Trees,
+    work::Board,
+};
 #[cfg(test)]
 pub(crate) use self::{
     index::Standing,
@@ -66,9 +71,6 @@ use crate::repository::{
     meter::Meter,
     source::Feed,
 };
-
-/// The level at which zstd compresses: higher ones cost more than they save on databases.
-const LEVEL: i32 = 1;
 
 /// Packs of data are not larger than this, in bytes, but for one with a single blob.
 const DATA_PACK: usize = 8 << 20;
@@ -87,7 +89,7 @@ pub(crate) fn cores() -> usize {
 /// What lasts for a writing session.
 pub(crate) struct Archiver {
     chunking: Chunking,
-    level: Option<i32>,
+    levels: Option<Levels>,
     pub(crate) index: Index,
     indexer: IndexWriter,
 }
@@ -134,7 +136,7 @@ impl Archiver {
         let compressed = config.zstd().map_err(while_doing(reading))?;
         Ok(Self {
             chunking: Chunking::of(config).map_err(while_doing(reading))?,
-            level: compressed.map(|level| if level == 0 { LEVEL } else { level }),
+            levels: compressed.map(Levels::of),
             index: load::load(backend, key, alone)?,
             indexer: IndexWriter::default(),
         })
@@ -191,7 +193,7 @@ impl Archiver {
             key: pass.key,
             index: &self.index,
             indexer: &self.indexer,
-            level: self.level,
+            levels: self.levels,
         };
         Job {
             feed: pass.feed,

@@ -8,9 +8,9 @@
 //! writer. A stop before that leaves at most a complete pack that no index names; the next run reuses it.
 
 use rustic_core::{FileType, repofile::BlobType};
-use zstd::bulk::Compressor;
 
 use super::{
+    compress::{Compressors, Effort, Levels},
     index::{Index, Place, Spot},
     indexer::{IndexWriter, PackRecord},
     name::Name,
@@ -35,8 +35,8 @@ pub(crate) struct Sink<'a> {
     pub(crate) key: &'a SecretKey,
     pub(crate) index: &'a Index,
     pub(crate) indexer: &'a IndexWriter,
-    /// The level of zstd; nothing in a repository without compression.
-    pub(crate) level: Option<i32>,
+    /// The levels of zstd; nothing in a repository without compression.
+    pub(crate) levels: Option<Levels>,
 }
 
 /// One blob of a pack that is being made.
@@ -53,7 +53,7 @@ pub(crate) struct Packer {
     limit: usize,
     bytes: Vec<u8>,
     blobs: Vec<Packed>,
-    compressor: Option<Compressor<'static>>,
+    compressors: Option<Compressors>,
     scratch: Vec<u8>,
 }
 
@@ -62,9 +62,9 @@ impl Packer {
     ///
     /// # Errors
     /// If the compressor cannot be made.
-    pub(crate) fn new(tpe: BlobType, limit: usize, level: Option<i32>) -> Result<Self, RepositoryError> {
-        let compressor = level.map(Compressor::new).transpose().map_err(|error| uncompressible(&error))?;
-        Ok(Self { tpe, limit, bytes: Vec::new(), blobs: Vec::new(), compressor, scratch: Vec::new() })
+    pub(crate) fn new(tpe: BlobType, limit: usize, levels: Option<Levels>) -> Result<Self, RepositoryError> {
+        let compressors = levels.map(Compressors::new).transpose().map_err(|error| uncompressible(&error))?;
+        Ok(Self { tpe, limit, bytes: Vec::new(), blobs: Vec::new(), compressors, scratch: Vec::new() })
     }
 
     /// Adds a blob whose place was claimed, and writes the pack if it is full.
@@ -76,8 +76,9 @@ impl Packer {
         sink: &Sink<'_>,
         (place, name): (Place, Name),
         plain: &[u8],
+        effort: &mut Effort,
     ) -> Result<(), RepositoryError> {
-        let packed = self.compress(plain)?;
+        let packed = self.compress(plain, effort)?;
         let (length, raw) = if packed { (self.scratch.len(), plain.len() as u32) } else { (plain.len(), 0) };
         let length = length + OVERHEAD;
         if !self.blobs.is_empty() && self.bytes.len() + length + self.header_length() > self.limit {
@@ -110,13 +111,11 @@ impl Packer {
     }
 
     /// Compresses into the scratch space; whether that made it smaller.
-    fn compress(&mut self, plain: &[u8]) -> Result<bool, RepositoryError> {
-        let Some(compressor) = self.compressor.as_mut().filter(|_| !plain.is_empty()) else {
+    fn compress(&mut self, plain: &[u8], effort: &mut Effort) -> Result<bool, RepositoryError> {
+        let Some(compressors) = self.compressors.as_mut().filter(|_| !plain.is_empty()) else {
             return Ok(false);
         };
-        self.scratch.clear();
-        self.scratch.reserve(zstd::zstd_safe::compress_bound(plain.len()));
-        compressor.compress_to_buffer(plain, &mut self.scratch).map_err(|error| uncompressible(&error))?;
+        compressors.compress(effort, plain, &mut self.scratch).map_err(|error| uncompressible(&error))?;
         Ok(self.scratch.len() < plain.len())
     }
 }

@@ -18,6 +18,7 @@ use rustic_core::{
 
 use super::{
     Job,
+    compress::Effort,
     index::{Claim, Place},
     name::Name,
     orphans,
@@ -69,7 +70,7 @@ impl<'a, 'b> Trees<'a, 'b> {
     /// # Errors
     /// If nothing can be compressed.
     pub(crate) fn new(job: &'a Job<'b>) -> Result<Self, RepositoryError> {
-        let packer = Packer::new(BlobType::Tree, job.tree_pack, job.sink.level)?;
+        let packer = Packer::new(BlobType::Tree, job.tree_pack, job.sink.levels)?;
         let root = Open::new(Path::new("/"), None);
         Ok(Self { job, packer, names: Names::default(), open: vec![root] })
     }
@@ -138,7 +139,7 @@ impl<'a, 'b> Trees<'a, 'b> {
             match sink.index.claim(BlobType::Tree, &name) {
                 Claim::Known(_) => return Ok(name),
                 Claim::Mine(place) => {
-                    self.packer.add(sink, (place, name), json)?;
+                    self.packer.add(sink, (place, name), json, &mut Effort::Quick)?;
                     return Ok(name);
                 }
                 Claim::Orphan { pack } => orphans::look(sink, pack)?,

@@ -18,12 +18,13 @@ use rustic_core::repofile::BlobType;
 
 use super::{
     Job,
-    chunk::Roller,
+    compress::Effort,
     index::{Claim, Place},
     large::{Ending, Large, Piece},
     name::Name,
     orphans,
     pack::{Packer, Sealed},
+    roll::Roller,
 };
 use crate::repository::{
     error::{RepositoryError, StorageError},
@@ -234,7 +235,7 @@ fn run_from(job: &Job<'_>, from: usize) -> Range<usize> {
 pub(crate) fn work(job: &Job<'_>, board: &Board) -> Option<Sealed> {
     let _alarm = Alarm(board);
     job.feed.gentle().settle();
-    let packer = match Packer::new(BlobType::Data, job.data_pack, job.sink.level) {
+    let packer = match Packer::new(BlobType::Data, job.data_pack, job.sink.levels) {
         Ok(packer) => packer,
         Err(error) => {
             board.fail(error);
@@ -242,7 +243,8 @@ pub(crate) fn work(job: &Job<'_>, board: &Board) -> Option<Sealed> {
         }
     };
     let roller = Roller::new(job.chunking);
-    let mut worker = Worker { job, board, packer, roller, buffer: Vec::new(), results: Vec::new() };
+    let mut worker =
+        Worker { job, board, packer, roller, buffer: Vec::new(), results: Vec::new(), effort: Effort::Quick };
     while let Some(work) = board.claim(job) {
         let worked = match work {
             Work::Run(places) => worker.run(places),
@@ -275,6 +277,8 @@ struct Worker<'a, 'b> {
     roller: Roller,
     buffer: Vec<u8>,
     results: Vec<(usize, Stored)>,
+    /// For the file that it is at.
+    effort: Effort,
 }
 
 impl Worker<'_, '_> {
@@ -309,6 +313,7 @@ impl Worker<'_, '_> {
 
     /// A file that is one blob.
     fn small(&mut self, place: usize, size: u64) -> Result<Vec<Place>, Trouble> {
+        self.effort = Effort::Quick;
         Source::read_whole(self.job.feed, place, &mut self.buffer)?;
         let end = self.buffer.len();
         let content = if end == 0 { Vec::new() } else { vec![self.store(0..end)?] };
@@ -337,8 +342,9 @@ impl Worker<'_, '_> {
 
     /// Stores pieces of a large file until none are left.
     fn drain(&mut self, place: usize, large: &Large) -> Result<(), RepositoryError> {
+        self.effort = large.effort();
         while !self.job.feed.is_stopped() {
-            match large.claim(&mut self.roller, self.job.chunking.max(), &mut self.buffer) {
+            match large.claim(&self.roller, self.job.chunking.max(), &mut self.buffer) {
                 Ok(Some(piece)) => {
                     let places = self.piece(&piece)?;
                     large.put(&piece, places);
@@ -389,7 +395,7 @@ impl Worker<'_, '_> {
             match sink.index.claim(BlobType::Data, &name) {
                 Claim::Known(place) => return Ok(place),
                 Claim::Mine(place) => {
-                    self.packer.add(sink, (place, name), plain)?;
+                    self.packer.add(sink, (place, name), plain, &mut self.effort)?;
                     return Ok(place);
                 }
                 Claim::Orphan { pack } => orphans::look(sink, pack)?,

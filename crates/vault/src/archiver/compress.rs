@@ -1,0 +1,217 @@
+//! How hard blobs are compressed.
+//!
+//! Most pages of databases gain nothing by more than zstd's first level, and those of texts do: now and then a blob of a
+//! file is compressed in both ways, and the next ones as that was better. What is cut by its content (dumps, logs,
+//! other large files) has blobs of a megabyte, which gain much, and is compressed as restic compresses it. A blob is
+//! known by its content before it is compressed, so nothing but space and time depends on the level.
+//!
+//! Crash story: works on memory only.
+
+use std::{io, mem};
+
+use zstd::{bulk::Compressor, zstd_safe};
+
+/// The level of a repository that names none: higher ones cost more than they save on most databases.
+const QUICK: i32 = 1;
+
+/// What gains by it is compressed with zstd's own default instead, as restic does all.
+const THOROUGH: i32 = 3;
+
+/// So many blobs go by what the last one showed that was compressed in both ways.
+const UNTRIED: usize = 64;
+
+/// One of so many bytes must be saved at least, for the thorough way takes a third more time.
+const WORTH: usize = 40;
+
+/// The levels of a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Levels {
+    pub(crate) quick: i32,
+    thorough: i32,
+}
+
+impl Levels {
+    /// Those for what a repository's config names; 0 leaves the choice to us.
+    pub(crate) fn of(config: i32) -> Self {
+        match config {
+            0 => Self { quick: QUICK, thorough: THOROUGH },
+            level => Self { quick: level, thorough: level },
+        }
+    }
+}
+
+/// How hard the next blob is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effort {
+    Quick,
+    Thorough,
+    /// As it was better for the blobs before.
+    Judged(Judge),
+}
+
+/// What both ways made of the blobs of a file that were compressed in both.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Judge {
+    /// Bytes, those of longer ago less and less.
+    quick: usize,
+    thorough: usize,
+    /// So many blobs are left that go by this.
+    untried: usize,
+}
+
+impl Judge {
+    fn is_due(&mut self) -> bool {
+        let is_due = self.untried == 0;
+        self.untried = if is_due { UNTRIED } else { self.untried - 1 };
+        is_due
+    }
+
+    fn note(&mut self, quick: usize, thorough: usize) {
+        self.quick = self.quick / 2 + quick;
+        self.thorough = self.thorough / 2 + thorough;
+    }
+
+    fn is_worth_it(&self) -> bool {
+        self.thorough + self.quick / WORTH < self.quick
+    }
+}
+
+/// Compresses, in both ways.
+pub(crate) struct Compressors {
+    levels: Levels,
+    quick: Compressor<'static>,
+    /// Made when it is first needed.
+    thorough: Option<Compressor<'static>>,
+    spare: Vec<u8>,
+}
+
+impl Compressors {
+    /// For these levels.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(crate) fn new(levels: Levels) -> io::Result<Self> {
+        Ok(Self { levels, quick: Compressor::new(levels.quick)?, thorough: None, spare: Vec::new() })
+    }
+
+    /// Compresses into `packed`, whose content is replaced.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(crate) fn compress(
+        &mut self,
+        effort: &mut Effort,
+        plain: &[u8],
+        packed: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        if self.levels.quick == self.levels.thorough {
+            return squeeze(&mut self.quick, plain, packed);
+        }
+        match effort {
+            Effort::Quick => squeeze(&mut self.quick, plain, packed),
+            Effort::Thorough => squeeze(self.thorough()?, plain, packed),
+            Effort::Judged(judge) => {
+                if judge.is_due() {
+                    self.try_both(judge, plain, packed)
+                } else if judge.is_worth_it() {
+                    squeeze(self.thorough()?, plain, packed)
+                } else {
+                    squeeze(&mut self.quick, plain, packed)
+                }
+            }
+        }
+    }
+
+    /// The smaller one is kept.
+    fn try_both(&mut self, judge: &mut Judge, plain: &[u8], packed: &mut Vec<u8>) -> io::Result<()> {
+        squeeze(&mut self.quick, plain, packed)?;
+        let mut spare = mem::take(&mut self.spare);
+        squeeze(self.thorough()?, plain, &mut spare)?;
+        judge.note(packed.len(), spare.len());
+        if spare.len() < packed.len() {
+            mem::swap(packed, &mut spare);
+        }
+        self.spare = spare;
+        Ok(())
+    }
+
+    fn thorough(&mut self) -> io::Result<&mut Compressor<'static>> {
+        match &mut self.thorough {
+            Some(compressor) => Ok(compressor),
+            none => Ok(none.insert(Compressor::new(self.levels.thorough)?)),
+        }
+    }
+}
+
+fn squeeze(compressor: &mut Compressor<'_>, plain: &[u8], packed: &mut Vec<u8>) -> io::Result<()> {
+    packed.clear();
+    packed.reserve(zstd_safe::compress_bound(plain.len()));
+    compressor.compress_to_buffer(plain, packed)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Compressors, Effort, Judge, Levels, UNTRIED};
+
+    /// A text: this crate's own.
+    fn words(blob: usize) -> Vec<u8> {
+        let text = [
+            include_str!("work.rs"),
+            include_str!("large.rs"),
+            include_str!("carry.rs"),
+            include_str!("index.rs"),
+        ];
+        text.concat().bytes().cycle().skip(blob * 500).take(32 << 10).collect()
+    }
+
+    fn noise(blob: u32) -> Vec<u8> {
+        let mut state = u64::from(blob) + 1;
+        let bytes = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        });
+        bytes.take(32 << 10).collect()
+    }
+
+    fn all(levels: Levels, effort: Effort, blobs: &[Vec<u8>]) -> usize {
+        let (mut effort, mut packed, mut sum) = (effort, Vec::new(), 0);
+        let mut compressors = Compressors::new(levels).unwrap();
+        for blob in blobs {
+            compressors.compress(&mut effort, blob, &mut packed).unwrap();
+            let again = zstd::bulk::decompress(&packed, blob.len()).unwrap();
+            assert!(again == *blob, "it comes back as it was");
+            sum += packed.len();
+        }
+        sum
+    }
+
+    #[test]
+    fn what_gains_is_compressed_harder_and_what_does_not_is_not() {
+        let ours = Levels::of(0);
+        let judged = Effort::Judged(Judge::default());
+        let texts: Vec<_> = (0..100).map(words).collect();
+        let (quick, thorough) = (all(ours, Effort::Quick, &texts), all(ours, Effort::Thorough, &texts));
+        assert!(thorough * 100 < quick * 97, "these texts gain: {thorough} of {quick}");
+        assert_eq!(all(ours, judged, &texts), thorough);
+        let mut judge = Effort::Judged(Judge::default());
+        let (mut compressors, mut packed) = (Compressors::new(ours).unwrap(), Vec::new());
+        for blob in (0..10).map(noise) {
+            compressors.compress(&mut judge, &blob, &mut packed).unwrap();
+        }
+        assert!(matches!(judge, Effort::Judged(judge) if !judge.is_worth_it()), "{judge:?}");
+        // A file that turns into texts is found out after some tries.
+        let mixed: Vec<_> = (0..UNTRIED as u32).map(noise).chain((0..4 * UNTRIED).map(words)).collect();
+        let [quick, thorough] = [Effort::Quick, Effort::Thorough].map(|effort| all(ours, effort, &mixed));
+        let found_out = all(ours, judged, &mixed);
+        assert!((found_out - thorough) * 2 < quick - thorough, "{found_out}, not {thorough} to {quick}");
+    }
+
+    #[test]
+    fn a_level_that_the_repository_names_is_used_for_all() {
+        let texts: Vec<_> = (0..5).map(words).collect();
+        let one = all(Levels::of(1), Effort::Quick, &texts);
+        assert_eq!(all(Levels::of(1), Effort::Thorough, &texts), one);
+        assert_eq!(all(Levels::of(1), Effort::Judged(Judge::default()), &texts), one);
+    }
+}
