@@ -9,7 +9,7 @@ use std::{
 };
 
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
-use testkit::server::{PrivateServer, ServerBuilder, Sysbench, Volume};
+use testkit::server::{PrivateServer, Sysbench, Volume};
 
 use super::{
     figures::{cell, column, median},
@@ -34,13 +34,17 @@ pub fn run(options: &Options) {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "gigabytes of tests")]
     let volume = Volume::new("xfs", (largest * 8e9) as u64 + (20 << 30), &options.dir);
     let dir = volume.directory("all");
-    for &gigabytes in options.sizes.iter().filter(|size| **size > 0.0) {
-        let (server, data) = tables(options, &dir, gigabytes);
-        pages(options, &dir, (server, data), format!("{gigabytes} GB"));
+    let sizes: Vec<f64> = options.sizes.iter().copied().filter(|size| *size > 0.0).collect();
+    for &gigabytes in &sizes {
+        let server = tables(options, &dir, gigabytes);
+        let besides = if options.wiki > 0 { " and a MediaWiki" } else { "" };
+        pages(options, &dir, server, format!("{gigabytes} GB{besides}"));
     }
-    if options.wiki > 0 {
-        let (server, data) = articles(options, &dir);
-        pages(options, &dir, (server, data), format!("MediaWiki, {} revisions", options.wiki));
+    if sizes.is_empty() && options.wiki > 0 {
+        let mut server = server(&dir);
+        wiki::fill(options, &server, &dir);
+        server.stop();
+        pages(options, &dir, server, format!("MediaWiki, {} revisions", options.wiki));
     }
     if options.small > 0 {
         small(options, &dir);
@@ -51,7 +55,8 @@ pub fn run(options: &Options) {
 }
 
 /// Tables of a real server: first, some nights, restored.
-fn pages(options: &Options, dir: &Path, (server, data): (PrivateServer, PathBuf), size: String) {
+fn pages(options: &Options, dir: &Path, server: PrivateServer, size: String) {
+    let data = server.datadir().to_owned();
     println!("{size}: {}", super::machine::said("du", &["-sh", &data.to_string_lossy()]));
     let bench = Bench { options, dir, data: data.clone(), size, has_pages: true };
     bench.first(FIRST);
@@ -72,23 +77,15 @@ fn pages(options: &Options, dir: &Path, (server, data): (PrivateServer, PathBuf)
 }
 
 /// A server for tables that are large beside its memory.
-fn server(dir: &Path) -> ServerBuilder {
-    let builder = PrivateServer::builder().directory(dir.join("server"));
-    builder.option("--innodb-buffer-pool-size=512M").no_binlog()
+fn server(dir: &Path) -> PrivateServer {
+    let builder = PrivateServer::builder().directory(dir.join("server")).no_binlog();
+    builder.option("--innodb-buffer-pool-size=512M").option("--innodb-flush-log-at-trx-commit=0").start()
 }
 
-/// The data directory of a stopped server with the tables of a wiki, whose edits have aged them.
-fn articles(options: &Options, dir: &Path) -> (PrivateServer, PathBuf) {
-    let mut server = server(dir).option("--innodb-flush-log-at-trx-commit=0").start();
-    wiki::fill(options, &server, dir);
-    server.stop();
-    let data = server.datadir().to_owned();
-    (server, data)
-}
-
-/// The data directory of a stopped server, aged; it is there until the server is dropped.
-fn tables(options: &Options, dir: &Path, gigabytes: f64) -> (PrivateServer, PathBuf) {
-    let mut server = server(dir).start();
+/// A stopped server with tables that are aged by random updates, and a wiki's, aged by its edits, if one is asked for;
+/// its files are there until it is dropped.
+fn tables(options: &Options, dir: &Path, gigabytes: f64) -> PrivateServer {
+    let mut server = server(dir);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "gigabytes of tests")]
     let tables = Sysbench::sized(options.files, (gigabytes * 1e9) as u64);
     println!("making {} tables of {} rows", tables.tables, tables.rows);
@@ -96,9 +93,11 @@ fn tables(options: &Options, dir: &Path, gigabytes: f64) -> (PrivateServer, Path
     let load = tables.start(&server, options.threads, 0, AGEING);
     std::thread::sleep(AGEING);
     drop(load);
+    if options.wiki > 0 {
+        wiki::fill(options, &server, dir);
+    }
     server.stop();
-    let data = server.datadir().to_owned();
-    (server, data)
+    server
 }
 
 /// Every tool once; whoever was first is the last the next time.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 pub const USAGE: &str = "usage: bench stall|tools|lvm|archive|log|replay|page [--dir DIR] [--program FILE] [--page FILE] [--fs xfs,btrfs] \
                          [--gb 0.5,2.4,8] [--age fresh,aged] [--files 230] [--cuts 20] [--runs 3] [--nights 10] \
                          [--threads 4] [--rate 200] [--clients 4] [--small 100000] [--million 1000000] [--mb 400] [--rustic FILE] \
-                         [--wiki 16000] [--mediawiki DIR] [--only stillpoint,rustic]";
+                         [--wiki 6000] [--mediawiki DIR] [--only stillpoint,rustic]";
 
 /// What is to be measured, and how often.
 #[derive(Clone, Debug)]
@@ -76,7 +76,7 @@ impl Options {
             small: 100_000,
             million: 1_000_000,
             megabytes: 400,
-            wiki: 16_000,
+            wiki: 6_000,
             mediawiki: PathBuf::from("target/mediawiki"),
             rustic: PathBuf::from("target/rustic/bin/rustic"),
             only: Vec::new(),
