@@ -7,76 +7,14 @@ use std::{fs, path::Path};
 
 use common::spool::{Archive, Bytes};
 use model::logs::{Beginning, LogKind};
-use proptest::{
-    collection::vec,
-    prelude::{Strategy, any, prop_oneof},
-    sample::{Index, select},
-    test_runner::{Config, TestRunner},
-};
+use proptest::{prelude::any, sample::Index};
+use testkit::changes::{changed, changes, runner};
 use vault::{
     journal,
     logs::Spool,
     reference,
     repository::{Confirmation, Password},
 };
-
-/// What a number, a string or a bracket may become.
-const WORDS: [&[u8]; 9] = [
-    b"null",
-    b"-1",
-    b"18446744073709551616",
-    b"1e999",
-    b"\"\"",
-    b"[[[[",
-    b"{\"a\":",
-    b"\\ud800",
-    b"\xff\x00",
-];
-
-#[derive(Debug, Clone)]
-enum Change {
-    Flip(Index, u8),
-    Cut(Index),
-    Drop(Index, Index),
-    Insert(Index, Vec<u8>),
-    All(Vec<u8>),
-}
-
-fn change() -> impl Strategy<Value = Change> {
-    prop_oneof![
-        4 => (any::<Index>(), 1..=u8::MAX).prop_map(|(at, bits)| Change::Flip(at, bits)),
-        2 => any::<Index>().prop_map(Change::Cut),
-        4 => any::<(Index, Index)>().prop_map(|(from, to)| Change::Drop(from, to)),
-        6 => (any::<Index>(), select(&WORDS[..])).prop_map(|(at, word)| Change::Insert(at, word.to_vec())),
-        1 => vec(any::<u8>(), 0..100).prop_map(Change::All),
-    ]
-}
-
-fn changed(mut bytes: Vec<u8>, change: &Change) -> Vec<u8> {
-    let at = |index: &Index| index.index(bytes.len() + 1);
-    match change {
-        Change::Flip(index, bits) => {
-            let at = at(index);
-            bytes.get_mut(at).into_iter().for_each(|byte| *byte ^= bits);
-        }
-        Change::Cut(index) => bytes.truncate(at(index)),
-        Change::Drop(from, to) => {
-            let (from, to) = (at(from), at(to));
-            bytes.drain(from.min(to)..from.max(to));
-        }
-        Change::Insert(index, word) => {
-            let at = at(index);
-            bytes.splice(at..at, word.iter().copied());
-        }
-        Change::All(all) => bytes.clone_from(all),
-    }
-    bytes
-}
-
-fn cases() -> Config {
-    let cases = std::env::var("STILLPOINT_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
-    Config { cases, failure_persistence: None, ..Config::default() }
-}
 
 /// Puts a sample with changes at a path, again and again, and lets something read it.
 fn read(sample: &str, path: &Path, reader: impl Fn()) {
@@ -86,9 +24,9 @@ fn read(sample: &str, path: &Path, reader: impl Fn()) {
         reader();
     };
     put(&sample);
-    TestRunner::new(cases())
-        .run(&vec(change(), 1..4), |changes| {
-            put(&changes.iter().fold(sample.clone(), changed));
+    runner()
+        .run(&changes(1..4), |changes| {
+            put(&changed(&sample, &changes));
             Ok(())
         })
         .unwrap();
@@ -160,11 +98,11 @@ fn log_archives() {
             }
         }
     };
-    let random = (any::<Index>(), vec(change(), 1..3));
-    TestRunner::new(cases())
+    let random = (any::<Index>(), changes(1..3));
+    runner()
         .run(&random, |(which, changes)| {
             let which = which.index(files.len());
-            fs::write(&files[which], changes.iter().fold(whole[which].clone(), changed)).unwrap();
+            fs::write(&files[which], changed(&whole[which], &changes)).unwrap();
             look();
             drop(spool.writer(&source, LogKind::Binlog, Box::new(Bytes)));
             for entry in fs::read_dir(&below).unwrap() {

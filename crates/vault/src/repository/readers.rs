@@ -10,12 +10,12 @@ use proptest::{
     collection::vec,
     prelude::{Just, Strategy, any, prop_oneof},
     sample::Index as Which,
-    test_runner::{Config, TestRunner},
 };
 use rustic_core::{
     FileType,
     repofile::{BlobType, Node, SnapshotFile},
 };
+use testkit::changes::{changed, changes, runner};
 use zstd::bulk::Decompressor;
 
 use super::{
@@ -27,81 +27,10 @@ use super::{
 };
 use crate::archiver::{Index, IndexContent, Name, Spot, Standing, parse_header, read_header};
 
-const CASES: u32 = 300;
-
-fn runner() -> TestRunner {
-    let cases = std::env::var("STILLPOINT_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(CASES);
-    TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() })
-}
-
-/// A change to valid bytes.
-#[derive(Debug, Clone)]
-enum Change {
-    Flip(Which, u8),
-    Cut(Which),
-    Drop(Which, Which),
-    Insert(Which, Vec<u8>),
-    Twice(Which, Which),
-}
-
-/// What a number, a string or a bracket may become.
-const WORDS: [&[u8]; 10] = [
-    b"null",
-    b"-1",
-    b"4294967295",
-    b"4294967296",
-    b"1e999",
-    b"\"\"",
-    b"[[[[",
-    b"{\"a\":",
-    b"\\ud800",
-    b"\xff\x00",
-];
-
-fn change() -> impl Strategy<Value = Change> {
-    let word =
-        prop_oneof![any::<Which>().prop_map(|which| which.get(&WORDS).to_vec()), vec(any::<u8>(), 0..6)];
-    prop_oneof![
-        (any::<Which>(), any::<u8>()).prop_map(|(at, bits)| Change::Flip(at, bits)),
-        any::<Which>().prop_map(Change::Cut),
-        any::<(Which, Which)>().prop_map(|(from, to)| Change::Drop(from, to)),
-        (any::<Which>(), word).prop_map(|(at, bytes)| Change::Insert(at, bytes)),
-        any::<(Which, Which)>().prop_map(|(from, to)| Change::Twice(from, to)),
-    ]
-}
-
-fn changed(sample: &[u8], changes: &[Change]) -> Vec<u8> {
-    let mut bytes = sample.to_vec();
-    for change in changes {
-        let at = |which: &Which| which.index(bytes.len() + 1);
-        match change {
-            Change::Flip(which, bits) => {
-                let at = at(which);
-                bytes.get_mut(at).into_iter().for_each(|byte| *byte ^= bits);
-            }
-            Change::Cut(which) => bytes.truncate(at(which)),
-            Change::Drop(a, b) => {
-                let (a, b) = (at(a), at(b));
-                bytes.drain(a.min(b)..a.max(b));
-            }
-            Change::Insert(which, more) => {
-                let at = at(which);
-                bytes.splice(at..at, more.iter().copied());
-            }
-            Change::Twice(a, b) => {
-                let (a, b) = (at(a), at(b));
-                let part = bytes[a.min(b)..a.max(b)].to_vec();
-                bytes.splice(a..a, part);
-            }
-        }
-    }
-    bytes
-}
-
 /// Lets a reader read arbitrary bytes, and each sample with up to three changes, and unchanged.
 fn read(samples: &[Vec<u8>], reader: impl Fn(&[u8])) {
     samples.iter().for_each(|sample| reader(sample));
-    let mutated = (any::<Which>(), vec(change(), 1..4))
+    let mutated = (any::<Which>(), changes(1..4))
         .prop_map(|(which, changes)| changed(&samples[which.index(samples.len())], &changes));
     let bytes = prop_oneof![1 => vec(any::<u8>(), 0..200), 3 => mutated];
     runner()
