@@ -6,6 +6,7 @@
 //!
 //! Crash story: nothing here can be interrupted half-way, because nothing here has effects.
 
+pub mod aligned;
 pub mod coverage;
 pub mod cut;
 pub mod decide;

@@ -13,6 +13,7 @@ use std::{
 };
 
 use model::{
+    aligned::Pool,
     entry::Kind,
     pathtext,
     port::{Failure, FailureKind, Journal},
@@ -26,7 +27,7 @@ use rustix::fs::{AtFlags, FileType, Mode};
 
 use super::{
     attributes::{Place, Setter, forget_inherited, open_dir},
-    direct::{Buffers, Flusher},
+    direct::Flusher,
     reached::Reached,
     swap::{self, SwapError, exists},
     verify,
@@ -49,7 +50,7 @@ pub(super) struct LocalBeside<'a> {
     work: Work,
     journal: Arc<dyn Journal>,
     setter: Setter,
-    buffers: Buffers,
+    buffers: Pool,
     flusher: Flusher,
     areas: BTreeMap<PathBuf, Area>,
     reached: Reached,
@@ -68,7 +69,7 @@ impl<'a> LocalBeside<'a> {
             work: work(plan, listing),
             journal: Arc::clone(journal),
             setter: Setter::new(plan.privileged),
-            buffers: Buffers::default(),
+            buffers: Pool::default(),
             flusher: Flusher::default(),
             areas: BTreeMap::new(),
             reached: Reached::default(),

@@ -14,18 +14,13 @@ use std::{
     io,
     ops::Range,
     os::unix::fs::FileExt,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
 };
 
+use model::aligned::{BLOCK, Pool, Taken, is_aligned, is_zero};
 use rustix::fs::FallocateFlags;
 
-/// Offsets, lengths and memory are multiples of this, in bytes: no disk has larger logical blocks.
-const BLOCK: usize = 4096;
-
-/// So much is written with one call, in bytes.
+/// What is not handed over ready to be written is gathered until it is so much, in bytes.
 const BATCH: usize = 1 << 20;
 
 /// Runs of zeros are looked for in steps of this size, in bytes.
@@ -40,29 +35,6 @@ pub(super) fn is_for(file: &File) -> bool {
     const XFS: u64 = 0x5846_5342;
     rustix::fs::fstatfs(file).is_ok_and(|facts| [EXT4, XFS].contains(&(facts.f_type as u64)))
 }
-
-/// Memory whose place suits a disk.
-#[derive(Debug)]
-struct Buffer {
-    bytes: Vec<u8>,
-    from: usize,
-}
-
-impl Buffer {
-    fn new() -> Self {
-        let bytes = vec![0; BATCH + BLOCK];
-        let from = bytes.as_ptr().align_offset(BLOCK);
-        Self { bytes, from }
-    }
-
-    fn get(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.from..self.from + BATCH]
-    }
-}
-
-/// Buffers that are not in use: as many as threads ever wrote at once.
-#[derive(Debug, Default)]
-pub(super) struct Buffers(Mutex<Vec<Buffer>>);
 
 /// What a disk may still have in its cache is flushed each time so much was written, in bytes: by one thread, while the others
 /// go on. Left for the end, all would wait for it.
@@ -80,41 +52,40 @@ impl Flusher {
     }
 }
 
-impl Buffers {
-    fn take(&self) -> Buffer {
-        let idle = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        idle.unwrap_or_else(Buffer::new)
-    }
-
-    fn put(&self, buffer: Buffer) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
-    }
-}
-
 /// A stretch of a file that is being written.
 pub(super) struct Batches<'a> {
     /// Opened with `O_DIRECT`.
     file: &'a File,
-    buffers: &'a Buffers,
+    buffers: &'a Pool,
     /// Of the file: from the buffer's first byte to the end of the stretch.
     rest: Range<u64>,
+    /// What is gathered, once something is.
+    buffer: Option<Taken<'a>>,
     filled: usize,
-    buffer: Option<Buffer>,
     is_reserved: bool,
+    /// Zeros that are to be given back.
+    hole: Range<u64>,
 }
 
 impl<'a> Batches<'a> {
     /// The range begins at a multiple of [`BATCH`].
-    pub fn new(file: &'a File, buffers: &'a Buffers, rest: Range<u64>) -> Self {
-        let buffer = Some(buffers.take());
-        Self { file, buffers, rest, filled: 0, buffer, is_reserved: false }
+    pub fn new(file: &'a File, buffers: &'a Pool, rest: Range<u64>) -> Self {
+        Self { file, buffers, rest, buffer: None, filled: 0, is_reserved: false, hole: 0..0 }
     }
 
-    /// Writes the next bytes, which are within the range.
+    /// Writes the next bytes, which are within the range; as they are if they lie as the disk wants it.
     pub fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while let Some(buffer) = self.buffer.as_mut().filter(|_| !bytes.is_empty()) {
+        while !bytes.is_empty() {
+            if self.filled == 0 && bytes.len() >= STEP && is_aligned(bytes) {
+                let (now, later) = bytes.split_at(bytes.len() / BLOCK * BLOCK);
+                self.write(now)?;
+                self.rest.start += now.len() as u64;
+                bytes = later;
+                continue;
+            }
+            let buffer = self.buffer.get_or_insert_with(|| self.buffers.take(BATCH));
             let (now, later) = bytes.split_at(bytes.len().min(BATCH - self.filled));
-            buffer.get()[self.filled..self.filled + now.len()].copy_from_slice(now);
+            buffer[self.filled..self.filled + now.len()].copy_from_slice(now);
             self.filled += now.len();
             bytes = later;
             if self.filled == BATCH {
@@ -124,73 +95,104 @@ impl<'a> Batches<'a> {
         Ok(())
     }
 
-    /// Writes the batch that was begun.
-    pub fn flush(&mut self) -> io::Result<()> {
-        let Some(mut buffer) = self.buffer.take() else { return Ok(()) };
-        let written = self.write(buffer.get());
-        self.buffer = Some(buffer);
+    /// Writes the batch that was begun, and gives back what was reserved for zeros.
+    pub fn end(&mut self) -> io::Result<()> {
+        self.flush()?;
+        self.punch();
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let Some(mut batch) = self.buffer.take() else { return Ok(()) };
+        let length = self.filled.next_multiple_of(BLOCK);
+        batch[self.filled..length].fill(0);
+        let written = self.write(&batch[..length]);
+        self.buffer = Some(batch);
+        self.rest.start += self.filled as u64;
+        self.filled = 0;
         written
     }
 
-    fn write(&mut self, batch: &mut [u8]) -> io::Result<()> {
-        let length = self.filled.next_multiple_of(BLOCK);
-        batch[self.filled..length].fill(0);
+    fn write(&mut self, batch: &[u8]) -> io::Result<()> {
+        let is_hole = |at: usize| is_zero(&batch[at..batch.len().min(at + STEP)]);
         let mut from = 0;
-        while from < length {
-            let is_hole = |at: usize| batch[at..length.min(at + STEP)].iter().all(|byte| *byte == 0);
+        while from < batch.len() {
             let hole = is_hole(from);
-            let mut to = length.min(from + STEP);
-            while to < length && is_hole(to) == hole {
-                to = length.min(to + STEP);
+            let mut to = batch.len().min(from + STEP);
+            while to < batch.len() && is_hole(to) == hole {
+                to = batch.len().min(to + STEP);
             }
-            let at = self.rest.start + from as u64;
-            if !hole {
-                self.reserve();
-                self.file.write_all_at(&batch[from..to], at)?;
-            } else if self.is_reserved {
-                // Without success they are zeros that take space.
-                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                let _ = rustix::fs::fallocate(self.file, flags, at, (to - from) as u64);
+            let range = self.rest.start + from as u64..self.rest.start + to as u64;
+            if hole {
+                self.leave_out(range);
+            } else {
+                self.reserve(range.start);
+                self.file.write_all_at(&batch[from..to], range.start)?;
             }
             from = to;
         }
-        self.rest.start += self.filled as u64;
-        self.filled = 0;
         Ok(())
     }
 
     /// What cannot be reserved, for lack of space or of the ability, is told by writing, if at all.
-    fn reserve(&mut self) {
+    fn reserve(&mut self, from: u64) {
         if !self.is_reserved {
-            let length = self.rest.end - self.rest.start;
+            let length = self.rest.end.saturating_sub(from);
             self.is_reserved =
-                rustix::fs::fallocate(self.file, FallocateFlags::KEEP_SIZE, self.rest.start, length).is_ok();
+                rustix::fs::fallocate(self.file, FallocateFlags::KEEP_SIZE, from, length).is_ok();
+        }
+    }
+
+    /// Long runs of zeros come in many batches, and are given back with one call.
+    fn leave_out(&mut self, zeros: Range<u64>) {
+        if !self.is_reserved {
+            return;
+        }
+        if self.hole.end != zeros.start {
+            self.punch();
+            self.hole.start = zeros.start;
+        }
+        self.hole.end = zeros.end;
+    }
+
+    fn punch(&mut self) {
+        let hole = std::mem::take(&mut self.hole);
+        if !hole.is_empty() {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            // Without success they are zeros that take space.
+            let _ = rustix::fs::fallocate(self.file, flags, hole.start, hole.end - hole.start);
         }
     }
 }
 
-/// A file that is read in batches, past the page cache.
+/// A file that is read past the page cache.
 pub(super) struct Window<'a> {
     /// Opened with `O_DIRECT`.
     file: File,
-    buffers: &'a Buffers,
-    buffer: Option<Buffer>,
+    buffers: &'a Pool,
+    /// For what cannot be read to where it is wanted.
+    buffer: Option<Taken<'a>>,
     /// What the buffer has of the file.
     has: Range<u64>,
 }
 
 impl<'a> Window<'a> {
-    pub fn new(file: File, buffers: &'a Buffers) -> Self {
-        Self { file, buffers, buffer: Some(buffers.take()), has: 0..0 }
+    pub fn new(file: File, buffers: &'a Pool) -> Self {
+        Self { file, buffers, buffer: None, has: 0..0 }
     }
 
     /// Fills the front of this with the bytes from an offset on; 0 at the end.
     pub fn at(&mut self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        let Some(buffer) = self.buffer.as_mut() else { return Ok(0) };
+        let block = BLOCK as u64;
+        if into.len() >= STEP && is_aligned(into) && offset.is_multiple_of(block) {
+            let whole = into.len() / BLOCK * BLOCK;
+            return self.file.read_at(&mut into[..whole], offset);
+        }
+        let buffer = self.buffer.get_or_insert_with(|| self.buffers.take(BATCH));
         if !self.has.contains(&offset) {
-            let from = offset / BLOCK as u64 * BLOCK as u64;
+            let from = offset / block * block;
             self.has = 0..0;
-            let length = self.file.read_at(buffer.get(), from)? as u64;
+            let length = self.file.read_at(buffer, from)? as u64;
             self.has = from..from + length;
         }
         let rest = self.has.end.saturating_sub(offset);
@@ -198,25 +200,9 @@ impl<'a> Window<'a> {
         if length > 0 {
             // It is in the buffer, so it is below its length.
             let at = (offset - self.has.start) as usize;
-            into[..length].copy_from_slice(&buffer.get()[at..at + length]);
+            into[..length].copy_from_slice(&buffer[at..at + length]);
         }
         Ok(length)
-    }
-}
-
-impl Drop for Window<'_> {
-    fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take() {
-            self.buffers.put(buffer);
-        }
-    }
-}
-
-impl Drop for Batches<'_> {
-    fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take() {
-            self.buffers.put(buffer);
-        }
     }
 }
 
@@ -227,7 +213,9 @@ mod tests {
         os::unix::fs::{MetadataExt, OpenOptionsExt},
     };
 
-    use super::{BATCH, Batches, Buffers, Window, is_for};
+    use model::aligned::{Aligned, Pool};
+
+    use super::{BATCH, Batches, Window, is_for};
 
     /// Bytes, zeros of more than a batch, bytes, and an end that is no block's.
     fn content() -> Vec<u8> {
@@ -249,20 +237,34 @@ mod tests {
         plain.set_len(bytes.len() as u64).unwrap();
         let flags = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).unwrap();
         let file = File::options().read(true).write(true).custom_flags(flags).open(&path).unwrap();
-        let (buffers, middle) = (Buffers::default(), 2 * BATCH);
+        let (buffers, middle) = (Pool::default(), 2 * BATCH);
         std::thread::scope(|scope| {
             for (from, to) in [(0, middle), (middle, bytes.len())] {
                 let (bytes, file, buffers) = (&bytes[from..to], &file, &buffers);
                 scope.spawn(move || {
                     let mut batches = Batches::new(file, buffers, from as u64..to as u64);
-                    bytes.chunks(99_999).for_each(|part| batches.append(part).unwrap());
-                    batches.flush().unwrap();
+                    // In memory that suits the disk, and in such as does not.
+                    let mut suits = Aligned::default();
+                    for (number, part) in bytes.chunks(BATCH - 4096).enumerate() {
+                        suits.resize(part.len());
+                        suits.copy_from_slice(part);
+                        let part: &[u8] = if number % 3 == 0 { part } else { &suits };
+                        batches.append(part).unwrap();
+                    }
+                    batches.end().unwrap();
                 });
             }
         });
         plain.set_len(bytes.len() as u64).unwrap();
         assert!(fs::read(&path).unwrap() == bytes);
+        let mut whole = Aligned::default();
+        whole.resize(bytes.len() + 1);
         let mut window = Window::new(file, &buffers);
+        let mut length = 0;
+        while let more @ 1.. = window.at(length as u64, &mut whole[length..]).unwrap() {
+            length += more;
+        }
+        assert!(whole[..length] == bytes, "it reads back otherwise, without a copy");
         let (mut read, mut part) = (Vec::new(), vec![0; 99_999]);
         while let length @ 1.. = window.at(read.len() as u64, &mut part).unwrap() {
             read.extend_from_slice(&part[..length]);

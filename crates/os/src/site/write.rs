@@ -15,6 +15,7 @@ use std::{
 };
 
 use model::{
+    aligned::{Pool, is_zero},
     entry::Stamp,
     pathtext,
     port::{Failure, FailureKind},
@@ -30,7 +31,7 @@ use rustix::{
 
 use super::{
     attributes::{PERMISSIONS, Place, Setter},
-    direct::{self, Batches, Buffers, Flusher, STEP, Window},
+    direct::{self, Batches, Flusher, STEP, Window},
     verify,
 };
 use crate::{extents::clone_file, staging::is_no_space};
@@ -41,7 +42,7 @@ const SHORTEST_HOLE: usize = 4096;
 /// How files are written.
 pub(super) struct Ways<'a> {
     pub setter: &'a Setter,
-    pub buffers: &'a Buffers,
+    pub buffers: &'a Pool,
     pub flusher: &'a Flusher,
 }
 
@@ -114,7 +115,7 @@ impl<'a> NewFile<'a> {
 
     fn write(&self, bytes: &[u8], mut at: u64) -> io::Result<()> {
         for step in bytes.chunks(STEP) {
-            let is_hole = step.len() >= SHORTEST_HOLE && step.iter().all(|b| *b == 0);
+            let is_hole = step.len() >= SHORTEST_HOLE && is_zero(step);
             let end = at + step.len() as u64;
             if !is_hole {
                 self.file.write_all_at(step, at)?;
@@ -197,7 +198,7 @@ impl Stretch for NewStretch<'_> {
 
     fn end(mut self: Box<Self>) -> Result<(), Failure> {
         let Some(batches) = &mut self.way else { return Ok(()) };
-        let written = batches.flush().and_then(|()| self.of.ways.flusher.wrote(&self.of.file, self.appended));
+        let written = batches.end().and_then(|()| self.of.ways.flusher.wrote(&self.of.file, self.appended));
         written.map_err(|error| self.of.failed(error))
     }
 }
@@ -230,7 +231,7 @@ pub(super) struct WrittenFile<'a> {
 }
 
 impl<'a> WrittenFile<'a> {
-    pub fn open(place: &Place, item: &'a Listed, buffers: &'a Buffers) -> Result<Self, Failure> {
+    pub fn open(place: &Place, item: &'a Listed, buffers: &'a Pool) -> Result<Self, Failure> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || rustix::fs::openat(&place.dir, &place.name, flags, Mode::empty());
         let chmod =

@@ -59,7 +59,7 @@ fn cut_of(
     let places: Option<Vec<Place>> = found.content.iter().map(|name| parts.locate(name)).collect();
     let places = places.ok_or_else(|| damaged("is in no index"))?;
     let mut text = Vec::new();
-    let read = parts.each(&places, &mut |_, bytes| {
+    let read = parts.each(&places, &mut |bytes| {
         text.extend_from_slice(bytes);
         Ok(())
     });

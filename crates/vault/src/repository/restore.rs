@@ -5,14 +5,19 @@
 //!
 //! Crash story: reads only, under restic's shared lock, which is journalled before it is made. Writers may run
 //! beside us; whoever deletes is kept out by the lock. A repository that cannot be written to is read without.
+//!
+//! Nobody waits for the lock's second look, which tells whether somebody who deletes began in the same fifth of a second:
+//! what he deletes is missing, and nothing is handed over that does not have its name. It is asked for, and says who it
+//! was, as soon as something is missing.
 
 use std::{
     collections::HashMap,
     ops::Range,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use model::{
+    aligned::{Aligned, Pool},
     entry::Kind,
     id::BackupId,
     pathtext,
@@ -24,7 +29,7 @@ use model::{
 };
 
 use super::{
-    blobs::{Blobs, Unread},
+    blobs::{Blobs, MOST, Unread, is_enough},
     error::RepositoryError,
     lock::{Lock, LockKind},
     open::Repository,
@@ -46,9 +51,12 @@ impl Repository {
             let found = walk::all(&parts, Name::from_id(&snapshot.tree))?;
             Ok((parts, found))
         };
-        // The list is read while the lock waits for its second look.
-        let (lock, parts, mut found) = match self.locks.take_meanwhile(LockKind::Shared, |_| Ok(list())) {
-            Ok((lock, listed)) => {
+        let (lock, parts, mut found) = match self.locks.take_unsettled(LockKind::Shared, |_| Ok(list())) {
+            Ok((mut lock, listed)) => {
+                let lacks = |found: &Found| found.problems.iter().any(|p| p.effect == Effect::Missing);
+                if listed.as_ref().map_or(true, |(_, found)| lacks(found)) {
+                    lock.settle()?;
+                }
                 let (parts, found) = listed?;
                 (Some(lock), parts, found)
             }
@@ -67,7 +75,17 @@ impl Repository {
         // It is not needed any more for anything but this backup.
         self.forget_index();
         let ends = Mutex::default();
-        let mut stored = Stored { listing, contents, places, parts, ends, copies: Vec::new(), _lock: lock };
+        let mut stored = Stored {
+            listing,
+            contents,
+            places,
+            parts,
+            ends,
+            buffers: Pool::default(),
+            copies: Vec::new(),
+            lock: Mutex::new(lock),
+            refused: OnceLock::new(),
+        };
         let kept = self.kept_copies(backup);
         stored.copies = kept.into_iter().filter(|copy| stored.is_recorded(copy)).collect();
         Ok(stored)
@@ -83,8 +101,11 @@ struct Stored {
     parts: Blobs,
     /// Of large items that are read: where each of their parts ends, in bytes.
     ends: Mutex<HashMap<usize, Arc<[u64]>>>,
+    buffers: Pool,
     copies: Vec<ReferenceFile>,
-    _lock: Option<Lock>,
+    lock: Mutex<Option<Lock>>,
+    /// Who was in the way, once it was asked for.
+    refused: OnceLock<Option<Failure>>,
 }
 
 impl Stored {
@@ -136,6 +157,58 @@ impl Stored {
     }
 }
 
+/// Parts of a file that follow each other.
+struct Parts<'a> {
+    entry: &'a Listed,
+    /// Where the first begins in the file, in bytes.
+    from: u64,
+    ends: &'a [u64],
+    places: &'a [Place],
+}
+
+impl Stored {
+    /// Whether the tap gives these parts.
+    fn is_content(
+        &self,
+        parts: &Parts<'_>,
+        buffer: &mut Aligned,
+        tap: &mut Tap<'_>,
+    ) -> Result<bool, Failure> {
+        let at = |end: u64| usize::try_from(end - parts.from).unwrap_or(usize::MAX);
+        buffer.resize(parts.ends.last().map_or(0, |end| at(*end)));
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match tap(parts.from + filled as u64, &mut buffer[filled..])? {
+                0 => return Ok(false),
+                more => filled += more,
+            }
+        }
+        let mut names = Vec::with_capacity(parts.places.len());
+        for place in parts.places {
+            let part = self.parts.at(*place);
+            names.push(part.map_err(|error| damaged(parts.entry, MISSING_PART).because(error))?.0);
+        }
+        let begins = [parts.from].into_iter().chain(parts.ends.iter().copied());
+        let contents = begins.zip(parts.ends).map(|(from, to)| &buffer[at(from)..at(*to)]);
+        Ok(Name::of_all(&contents.collect::<Vec<_>>()) == names)
+    }
+
+    /// The lock's second look is over, and showed nobody: whoever deletes explains what is missing, and not the disk.
+    ///
+    /// # Errors
+    /// Who was in the way.
+    fn refuse_if_locked(&self) -> Result<(), Failure> {
+        let refused = self.refused.get_or_init(|| {
+            let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            lock.as_mut().and_then(|lock| lock.settle().err()).map(Failure::from)
+        });
+        match refused {
+            Some(by) => Err(Failure::new(by.kind, by.in_full(), by.remedy.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Contents for Stored {
     fn listing(&self) -> &Listing {
         &self.listing
@@ -150,7 +223,7 @@ impl Contents for Stored {
             return Ok(());
         }
         let mut begin = if first == 0 { 0 } else { ends[first - 1] };
-        let read = self.parts.each(&places[first..behind], &mut |_, bytes| {
+        let read = self.parts.each(&places[first..behind], &mut |bytes| {
             let end = begin + bytes.len() as u64;
             let wanted = range.start.max(begin)..range.end.min(end);
             let cut = |at: u64| usize::try_from(at - begin).unwrap_or(bytes.len());
@@ -160,7 +233,10 @@ impl Contents for Stored {
         });
         match read {
             Ok(()) => Ok(()),
-            Err(Unread::Damaged(error)) => Err(damaged(entry, "is damaged in the repository").because(error)),
+            Err(Unread::Damaged(error)) => {
+                self.refuse_if_locked()?;
+                Err(damaged(entry, "is damaged in the repository").because(error))
+            }
             Err(Unread::Refused(failure)) => Err(failure),
         }
     }
@@ -173,23 +249,22 @@ impl Contents for Stored {
             0 => 0,
             start => ends.partition_point(|end| *end < start) + 1,
         };
-        let mut buffer = Vec::new();
-        for (part, place) in places.iter().enumerate().skip(first).take_while(|(n, _)| begin(*n) < range.end)
-        {
-            let (from, to) = (begin(part), ends[part]);
-            let (name, _) =
-                self.parts.at(*place).map_err(|error| damaged(entry, MISSING_PART).because(error))?;
-            buffer.resize(usize::try_from(to - from).unwrap_or(usize::MAX), 0);
-            let mut filled = 0;
-            while filled < buffer.len() {
-                match tap(from + filled as u64, &mut buffer[filled..])? {
-                    0 => return Ok(false),
-                    more => filled += more,
-                }
-            }
-            if Name::of(&buffer) != name {
+        let behind = match range.is_empty() {
+            true => first,
+            false => (ends.partition_point(|end| *end < range.end) + 1).min(places.len()),
+        };
+        let mut buffer = self.buffers.take(0);
+        let mut part = first;
+        while part < behind {
+            let from = begin(part);
+            let is_more =
+                |to: usize| ends[to] - from <= MOST as u64 && !is_enough(begin(to) - from, to - part);
+            let to = (part + 1..behind).find(|to| !is_more(*to)).unwrap_or(behind);
+            let parts = Parts { entry, from, ends: &ends[part..to], places: &places[part..to] };
+            if !self.is_content(&parts, &mut buffer, tap)? {
                 return Ok(false);
             }
+            part = to;
         }
         let size = entry.meta.size.0;
         Ok(range.end < size || tap(size, &mut [0])? == 0)
