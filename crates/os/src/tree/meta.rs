@@ -30,6 +30,9 @@ use rustix::{
 /// linux/limits.h.
 const XATTR_MAX: usize = 65_536;
 
+/// Enough for what nearly every name has. The kernel makes room for as much as it is offered, at each call.
+const XATTR_USUAL: usize = 512;
+
 /// What stands at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
@@ -146,6 +149,18 @@ pub(super) fn in_range(nanos: i128) -> Timestamp {
     Timestamp::from_nanosecond(nanos).unwrap_or(end)
 }
 
+/// Asks with the usual room, and with all the room that there can be if that is not enough.
+fn fitting(room: &mut Vec<u8>, ask: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<usize, Errno> {
+    let usual = room.len().min(XATTR_USUAL);
+    match ask(&mut room[..usual]) {
+        Err(Errno::RANGE) => {
+            room.resize(XATTR_MAX, 0);
+            ask(room)
+        }
+        asked => asked,
+    }
+}
+
 /// Reads extended attributes, with buffers that are kept.
 pub(super) struct Xattrs {
     names: Vec<u8>,
@@ -154,14 +169,14 @@ pub(super) struct Xattrs {
 
 impl Xattrs {
     pub(super) fn new() -> Self {
-        Self { names: vec![0; XATTR_MAX], value: Vec::new() }
+        Self { names: vec![0; XATTR_USUAL], value: vec![0; XATTR_USUAL] }
     }
 
     /// The attributes of a name that is not followed if it is a link, ordered by name, and those that could not
     /// be read.
     pub(super) fn read(&mut self, path: &Path) -> io::Result<(Vec<Xattr>, Vec<Unread>)> {
         let path = CString::new(path.as_os_str().as_bytes())?;
-        let length = match llistxattr(&path, &mut self.names[..]) {
+        let length = match fitting(&mut self.names, |room| llistxattr(&path, room)) {
             Ok(0) | Err(Errno::NOTSUP) => return Ok((Vec::new(), Vec::new())),
             Ok(length) => length,
             Err(error @ (Errno::PERM | Errno::ACCESS)) => {
@@ -169,10 +184,9 @@ impl Xattrs {
             }
             Err(error) => return Err(error.into()),
         };
-        self.value.resize(XATTR_MAX, 0);
         let (mut read, mut unread) = (Vec::new(), Vec::new());
         for name in self.names[..length].split(|b| *b == 0).filter(|name| !name.is_empty()) {
-            match lgetxattr(&path, name, &mut self.value[..]) {
+            match fitting(&mut self.value, |room| lgetxattr(&path, name, room)) {
                 Ok(length) => read.push(Xattr { name: name.to_vec(), value: self.value[..length].to_vec() }),
                 // Removed since it was listed.
                 Err(Errno::NODATA) => {}
@@ -269,6 +283,22 @@ mod tests {
             [(b"system.posix_acl_access", &acl), (b"user.a", b""), (b"user.b", b"\0two\xff")];
         let read: Vec<_> = read.into_iter().filter(|(name, _)| !name.starts_with(b"security.")).collect();
         assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn large_attributes_and_many_of_them_are_read_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, b"").unwrap();
+        let large = vec![7; 2000];
+        xattr::set(&path, "user.large", &large).unwrap();
+        for n in 0..20 {
+            xattr::set(&path, format!("user.a name of usual length, {n}"), b"v").unwrap();
+        }
+        let (_, meta) = read_entry_meta(&path).unwrap();
+        let ours = |x: &&model::entry::Xattr| x.name.starts_with(b"user.");
+        assert_eq!(meta.xattrs.iter().filter(ours).count(), 21);
+        assert!(meta.xattrs.iter().any(|x| x.name == b"user.large" && x.value == large));
     }
 
     #[test]

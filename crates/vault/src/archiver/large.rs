@@ -20,7 +20,7 @@ use super::{
     chunk::{Chunking, Cutting, HEAD, Roller},
     index::Place,
 };
-use crate::repository::source::{Fault, Source};
+use crate::repository::{feed::Fault, source::Source};
 
 /// About so many bytes are claimed at a time.
 const PIECE: u64 = 4 << 20;

@@ -25,7 +25,7 @@ mod stage;
 mod table;
 mod together;
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, ops::ControlFlow, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use model::{
@@ -42,7 +42,7 @@ use model::{
 use os::{
     durable::create_dirs,
     staging::Staging,
-    tree::{Census, Vanished},
+    tree::{Census, Course, Vanished},
 };
 
 use self::{
@@ -75,6 +75,8 @@ pub struct Limits {
     /// Files that are smaller than this are stored ahead in the fast form too. 0 for whoever needs a pinned copy of
     /// every file.
     pub ahead: Bytes,
+    /// So many files are handed over together to be stored ahead: what is known of each takes 100 bytes meanwhile.
+    pub part: usize,
 }
 
 /// So many files of the first pass are looked at together: their entries are in memory meanwhile.
@@ -90,7 +92,7 @@ const FRESH: Duration = Duration::from_secs(5);
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { staged: Bytes(256 << 20), ahead: small::SMALL }
+        Self { staged: Bytes(256 << 20), ahead: small::SMALL, part: 1 << 18 }
     }
 }
 
@@ -126,6 +128,8 @@ pub struct TreePinner {
     idle_since: Option<Moment>,
     /// A look before the first pass, and when it began.
     looked: Option<(Moment, Look)>,
+    /// How far the first pass was handed over to be stored ahead, and when it began.
+    ahead: Option<(Course, Timestamp)>,
 }
 
 impl TreePinner {
@@ -159,6 +163,7 @@ impl TreePinner {
             copied: Bytes(0),
             idle_since: None,
             looked: None,
+            ahead: None,
         })
     }
 
@@ -253,18 +258,23 @@ impl TreePinner {
         Ok(sorted)
     }
 
-    /// The files that are neither cloned nor in a parent.
-    fn to_be_stored(&self, census: &Census, known: &Known, started: Timestamp) -> Manifest {
-        let (mut entries, ahead) = (Entries::default(), self.limits.ahead);
-        census.each(&mut |_, _, entry| {
+    /// The next files that are neither cloned nor in a parent.
+    fn next_to_be_stored(&mut self, census: &Census, known: &Known) -> Option<Manifest> {
+        let (mut course, taken_at) = self.ahead.take()?;
+        let (mut entries, Limits { ahead, part, .. }) = (Entries::default(), self.limits);
+        census.go_on(&mut course, &mut |_, _, entry| {
             let is_ahead = || entry.meta.size < ahead || self.table.place(&entry.path) == Some(Place::Parent);
             let is_new =
                 entry.kind == Kind::File && is_ahead() && !known.has(&entry.path, &entry.meta.stamp());
             if is_new {
                 entries.push(entry);
             }
+            if entries.len() >= part { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        Manifest { taken_at: started, entries }
+        if entries.len() >= part {
+            self.ahead = Some((course, taken_at));
+        }
+        (!entries.is_empty()).then_some(Manifest { taken_at, entries })
     }
 
     fn shrink(
@@ -346,11 +356,18 @@ impl Pinner for TreePinner {
             pinner.suspects.look(census)?;
             let is_idle = sorted == Sorted::default() && census.unmarked_files().is_empty();
             pinner.idle_since = is_idle.then_some(begun);
-            Ok(sorted.any_new.then(|| pinner.to_be_stored(census, known, look.started)))
+            pinner.ahead = sorted.any_new.then(|| (Course::default(), look.started));
+            Ok(pinner.next_to_be_stored(census, known))
         })
     }
 
+    fn more_ahead(&mut self, known: &Known) -> Option<Manifest> {
+        let census = Arc::clone(&self.census);
+        self.next_to_be_stored(&census, known)
+    }
+
     fn round(&mut self) -> Result<Difference, Failure> {
+        self.ahead = None;
         let copies = self.copies()?;
         self.refuse_while_pinned(&copies)?;
         if let Some(begun) = self.idle_since.take()

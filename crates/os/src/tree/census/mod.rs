@@ -30,9 +30,10 @@ mod tests;
 
 use std::{
     collections::HashSet,
-    ffi::CString,
+    ffi::{CString, OsStr},
     io,
     num::NonZeroU32,
+    ops::ControlFlow,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
@@ -98,6 +99,14 @@ pub struct Spot {
     member: usize,
 }
 
+/// How far a census was handed out.
+#[derive(Debug, Default)]
+pub struct Course {
+    begun: bool,
+    /// Directories that are being handed out, each with the member that is next.
+    levels: Vec<(u32, usize)>,
+}
+
 /// Every name of a tree, with 104 bytes and the name for each.
 #[derive(Debug, Default)]
 pub struct Census {
@@ -147,8 +156,11 @@ impl Census {
     pub fn mark_files(&mut self, mark: &mut dyn FnMut(&Path, &Stamp) -> Option<NonZeroU32>) {
         for folder in self.folders.iter_mut().flatten() {
             let Folder { path, names, members, .. } = folder;
+            let mut inside = path.clone();
             for member in members.iter_mut().filter(|m| m.mark.is_none() && m.is_file()) {
-                member.mark = mark(&record::join(path, names.at(member.name)), &member.record.stamp());
+                inside.push(OsStr::from_bytes(names.at(member.name).to_bytes()));
+                member.mark = mark(&inside, &member.record.stamp());
+                inside.pop();
             }
         }
     }
@@ -180,22 +192,41 @@ impl Census {
     /// Hands out everything that is stored, in the order of [`tree_order`], with its mark. Regular files have
     /// [`model::entry::Body::Carried`] until somebody knows better.
     pub fn each(&self, each: &mut dyn FnMut(Option<Spot>, Option<NonZeroU32>, Entry)) {
+        let mut all = Course::default();
+        self.go_on(&mut all, &mut |spot, mark, entry| {
+            each(spot, mark, entry);
+            ControlFlow::Continue(())
+        });
+    }
+
+    /// The same from where a course stands, until `each` breaks it off or all is handed out. The census has to be the
+    /// same all the while.
+    pub fn go_on(
+        &self,
+        course: &mut Course,
+        each: &mut dyn FnMut(Option<Spot>, Option<NonZeroU32>, Entry) -> ControlFlow<()>,
+    ) {
         let Some(root) = self.folder(0) else { return };
-        if let Some(entry) = self.root.as_ref().and_then(|member| member.entry(root.path.clone())) {
-            each(None, None, entry);
+        if !std::mem::replace(&mut course.begun, true) {
+            course.levels.push((0, 0));
+            let entry = self.root.as_ref().and_then(|member| member.entry(root.path.clone()));
+            if entry.is_some_and(|entry| each(None, None, entry).is_break()) {
+                return;
+            }
         }
-        let mut levels = vec![(0, 0)];
-        while let Some((index, next)) = levels.last_mut() {
+        while let Some((index, next)) = course.levels.last_mut() {
             let (index, member) = (*index, std::mem::replace(next, *next + 1));
             let Some((folder, known)) = self.folder(index).and_then(|f| Some((f, f.members.get(member)?)))
             else {
-                levels.pop();
+                course.levels.pop();
                 continue;
             };
-            if let Some(entry) = known.entry(folder.path_of(known)) {
-                each(Some(Spot { folder: index, member }), known.mark, entry);
+            course.levels.extend(known.folder.map(|below| (below.get(), 0)));
+            if let Some(entry) = known.entry(folder.path_of(known))
+                && each(Some(Spot { folder: index, member }), known.mark, entry).is_break()
+            {
+                return;
             }
-            levels.extend(known.folder.map(|below| (below.get(), 0)));
         }
     }
 
