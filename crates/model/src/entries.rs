@@ -252,10 +252,24 @@ impl Entries {
 }
 
 fn split(path: &Path) -> (&[u8], &[u8]) {
+    let bytes = path.as_os_str().as_bytes();
+    // Nearly every path is plain: nothing in it has to be looked for but its last slash.
+    let plain = bytes
+        .iter()
+        .rposition(|byte| *byte == b'/')
+        .filter(|at| *at > 0 && is_plain(&bytes[..*at], &bytes[at + 1..]));
+    if let Some(at) = plain {
+        return (&bytes[..at], &bytes[at + 1..]);
+    }
     match (path.parent(), path.file_name()) {
         (Some(dir), Some(name)) => (dir.as_os_str().as_bytes(), name.as_bytes()),
         _ => (b"", path.as_os_str().as_bytes()),
     }
+}
+
+/// Whether these are a directory and a name as they are kept: no slash too many, and no `.` or `..`.
+fn is_plain(dir: &[u8], name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..") && !dir.ends_with(b"/") && !dir.ends_with(b"/.")
 }
 
 fn is_below(path: &[u8], dir: &[u8]) -> bool {

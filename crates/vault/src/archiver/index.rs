@@ -249,6 +249,12 @@ impl Index {
         names.extend(places.iter().map(|place| inner.entries[*place as usize].name));
     }
 
+    /// Whether a blob is in a pack that an index names and that reaches as far as it says.
+    pub(crate) fn is_there(&self, tpe: BlobType, name: &Name) -> bool {
+        let inner = self.inner();
+        inner.indexed(tpe, name).is_some_and(|place| inner.holds_at(place))
+    }
+
     /// Whether all these files, each with the places of its parts and its size in bytes, are there whole.
     pub(crate) fn hold<'a>(&self, mut files: impl Iterator<Item = (&'a [Place], u64)>) -> bool {
         let inner = self.inner();

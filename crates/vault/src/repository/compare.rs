@@ -17,6 +17,8 @@ use model::{
     size::Bytes,
 };
 
+use rustic_core::repofile::BlobType;
+
 use super::{error::RepositoryError, feed::Feed, node};
 use crate::archiver::{Blobs, Child, Lost, Made, Name, StoredKind, StoredNode, cores, no_tree};
 
@@ -113,14 +115,18 @@ impl Comparison<'_> {
         }
     }
 
-    /// Whether a directory was read in this session, is what was written of it now, and all its files are there.
+    /// Whether a directory was read in this session, is what was written of it now, and is there with all its files.
     fn is_as_read(&self, number: u32, tree: Name) -> bool {
         let is_read = || self.made.job.bases.iter().any(|base| base.read.contains(&tree));
         let files = || {
             let places = self.places(number).filter_map(|place| Some((place, self.feed.file_size(place)?)));
             places.filter_map(|(place, size)| Some((self.made.content(place)?, size.0)))
         };
-        self.made.names.get(number as usize) == Some(&tree) && is_read() && self.blobs.index.hold(files())
+        let index = self.blobs.index;
+        self.made.names.get(number as usize) == Some(&tree)
+            && is_read()
+            && index.is_there(BlobType::Tree, &tree)
+            && index.hold(files())
     }
 
     fn places(&self, number: u32) -> impl Iterator<Item = usize> {

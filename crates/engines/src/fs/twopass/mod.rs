@@ -90,6 +90,9 @@ const WORTH_A_WAIT: Bytes = Bytes(64 << 20);
 /// nothing to do then needs no round after it. The pin looks at what has changed since.
 const FRESH: Duration = Duration::from_secs(5);
 
+/// The same of a first pass that found something to store ahead, when that is done: somebody writes there.
+const STILL_FRESH: Duration = Duration::from_secs(1);
+
 impl Default for Limits {
     fn default() -> Self {
         Self { staged: Bytes(256 << 20), ahead: small::SMALL, part: 1 << 18 }
@@ -124,8 +127,8 @@ pub struct TreePinner {
     clonable: HashMap<u64, bool>,
     /// What the unlocked rounds have copied.
     copied: Bytes,
-    /// When a first pass began that found nothing to do.
-    idle_since: Option<Moment>,
+    /// Until when no round is needed after a first pass that left nothing to do for one.
+    idle_until: Option<Moment>,
     /// A look before the first pass, and when it began.
     looked: Option<(Moment, Look)>,
     /// How far the first pass was handed over to be stored ahead, and when it began.
@@ -161,7 +164,7 @@ impl TreePinner {
             copies: None,
             clonable: HashMap::new(),
             copied: Bytes(0),
-            idle_since: None,
+            idle_until: None,
             looked: None,
             ahead: None,
         })
@@ -354,8 +357,9 @@ impl Pinner for TreePinner {
             }
             let sorted = pinner.first_pass(census, look.started, known, &copies)?;
             pinner.suspects.look(census)?;
-            let is_idle = sorted == Sorted::default() && census.unmarked_files().is_empty();
-            pinner.idle_since = is_idle.then_some(begun);
+            let is_idle = !sorted.any_cloned && census.unmarked_files().is_empty();
+            let fresh = if sorted.any_new { STILL_FRESH } else { FRESH };
+            pinner.idle_until = is_idle.then(|| begun.after(fresh));
             pinner.ahead = sorted.any_new.then(|| (Course::default(), look.started));
             Ok(pinner.next_to_be_stored(census, known))
         })
@@ -370,9 +374,7 @@ impl Pinner for TreePinner {
         self.ahead = None;
         let copies = self.copies()?;
         self.refuse_while_pinned(&copies)?;
-        if let Some(begun) = self.idle_since.take()
-            && self.clock.moment().since(begun) < FRESH
-        {
+        if self.idle_until.take().is_some_and(|until| self.clock.moment() < until) {
             return Ok(Difference::default());
         }
         self.with_census(|pinner, census| {
