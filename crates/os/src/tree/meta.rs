@@ -359,7 +359,7 @@ mod tests {
         assert_eq!(meta.xattrs.iter().filter(ours).count(), 21);
         let inside = fs::File::open(dir.path()).unwrap();
         let (xattrs, unread) = Xattrs::new().read_in(inside.as_fd(), c"f", &path).unwrap();
-        assert_eq!((xattrs, unread.len()), (meta.xattrs, 0));
+        assert_eq!((&xattrs, unread.len()), (&meta.xattrs, 0));
         fs::write(dir.path().join("g"), b"").unwrap();
         let (xattrs, _) = Xattrs::new().read_in(inside.as_fd(), c"g", &dir.path().join("g")).unwrap();
         assert!(!xattrs.iter().any(|x| x.name.starts_with(b"user.")));

@@ -25,7 +25,9 @@ mod stage;
 mod table;
 mod together;
 
-use std::{collections::HashMap, ops::ControlFlow, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap, num::NonZeroU32, ops::ControlFlow, path::PathBuf, sync::Arc, time::Duration,
+};
 
 use jiff::Timestamp;
 use model::{
@@ -50,7 +52,7 @@ use self::{
     mapped::Suspects,
     pin::TreePin,
     stage::{Outcome, Round},
-    table::{Place, Table},
+    table::{AHEAD, Place, Table},
 };
 use super::scope::{Look, Scope};
 
@@ -240,7 +242,7 @@ impl TreePinner {
         copies: &Copies,
     ) -> Result<Sorted, Failure> {
         let mut sorted = Sorted::default();
-        census.mark_files(&mut |path, stamp| known.has(path, stamp).then(|| Place::Parent.mark()).flatten());
+        census.mark_all_files(&|path, stamp| known.has(path, stamp).then(|| Place::Parent.mark()).flatten());
         let mut round = Round::new(self, copies, started, None);
         let ahead = round.pinner.limits.ahead;
         for spots in census.unmarked_files().chunks(TOGETHER) {
@@ -255,8 +257,8 @@ impl TreePinner {
         }
         let table = &self.table;
         census.mark_files(&mut |path, stamp| match stamp.size < ahead {
-            true => stamp.is_settled_at(started).then(|| Place::Parent.mark()).flatten(),
-            false => table.trusted(path, stamp).and_then(Place::mark),
+            true => stamp.is_settled_at(started).then_some(AHEAD),
+            false => table.trusted(path, stamp).and_then(Place::mark_ahead),
         });
         Ok(sorted)
     }
@@ -265,7 +267,9 @@ impl TreePinner {
     fn next_to_be_stored(&mut self, census: &Census, known: &Known) -> Option<Manifest> {
         let (mut course, taken_at) = self.ahead.take()?;
         let (mut entries, Limits { ahead, part, .. }) = (Entries::default(), self.limits);
-        census.go_on(&mut course, &mut |_, _, entry| {
+        // What has another mark is in a parent or was cloned.
+        let is_asked = |mark: Option<NonZeroU32>| mark.is_none_or(|mark| mark == AHEAD);
+        census.go_on(&mut course, &is_asked, &mut |_, _, entry| {
             let is_ahead = || entry.meta.size < ahead || self.table.place(&entry.path) == Some(Place::Parent);
             let is_new =
                 entry.kind == Kind::File && is_ahead() && !known.has(&entry.path, &entry.meta.stamp());
@@ -318,15 +322,8 @@ impl TreePinner {
 }
 
 /// What the files hold whose stamps cannot be trusted yet.
-fn young(census: &mut Census, started: Timestamp) -> Bytes {
-    let mut bytes = Bytes(0);
-    census.mark_files(&mut |_, stamp| {
-        if !stamp.is_settled_at(started) {
-            bytes = bytes + stamp.size;
-        }
-        None
-    });
-    bytes
+fn young(census: &Census, started: Timestamp) -> Bytes {
+    census.stamps().filter(|stamp| !stamp.is_settled_at(started)).map(|stamp| stamp.size).sum()
 }
 
 impl Pinner for TreePinner {

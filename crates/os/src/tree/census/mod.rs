@@ -30,13 +30,17 @@ mod tests;
 
 use std::{
     collections::HashSet,
-    ffi::{CString, OsStr},
+    ffi::CString,
     io,
     num::NonZeroU32,
     ops::ControlFlow,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
 };
 
 use jiff::Timestamp;
@@ -54,6 +58,9 @@ use super::rules::Vanished;
 use crate::mounts::Mounts;
 
 pub use again::Changes;
+
+/// More threads than this are not worth their making for marks.
+const MOST_MARKERS: usize = 8;
 
 /// How many names one piece of work has at most.
 const PIECE: usize = 1024;
@@ -151,18 +158,35 @@ impl Census {
         spots
     }
 
+    /// The stamps of the regular files.
+    pub fn stamps(&self) -> impl Iterator<Item = Stamp> {
+        let members = self.folders.iter().flatten().flat_map(|folder| &folder.members);
+        members.filter(|member| member.is_file()).map(|member| member.record.stamp())
+    }
+
+    /// As [`Self::mark_files`], by all processors.
+    pub fn mark_all_files(&mut self, mark: &(dyn Fn(&Path, &Stamp) -> Option<NonZeroU32> + Sync)) {
+        let folders = Mutex::new(self.folders.iter_mut().flatten());
+        let work = || {
+            loop {
+                // Not in the loop's head: the lock would be held meanwhile.
+                let next = folders.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some(folder) = next else { break };
+                folder.mark_files(&mut |path, stamp| mark(path, stamp));
+            }
+        };
+        thread::scope(|scope| {
+            let others = thread::available_parallelism().map_or(0, |cores| cores.get().min(MOST_MARKERS) - 1);
+            // Where no thread can be made, those that are there do the work.
+            (0..others).for_each(|_| drop(thread::Builder::new().spawn_scoped(scope, work)));
+            work();
+        });
+    }
+
     /// Marks regular files that have no mark, where `mark` says so. A mark stays until the file is otherwise than it
     /// was at the last look.
     pub fn mark_files(&mut self, mark: &mut dyn FnMut(&Path, &Stamp) -> Option<NonZeroU32>) {
-        for folder in self.folders.iter_mut().flatten() {
-            let Folder { path, names, members, .. } = folder;
-            let mut inside = path.clone();
-            for member in members.iter_mut().filter(|m| m.mark.is_none() && m.is_file()) {
-                inside.push(OsStr::from_bytes(names.at(member.name).to_bytes()));
-                member.mark = mark(&inside, &member.record.stamp());
-                inside.pop();
-            }
-        }
+        self.folders.iter_mut().flatten().for_each(|folder| folder.mark_files(mark));
     }
 
     /// Takes the marks away that this accepts.
@@ -193,23 +217,25 @@ impl Census {
     /// [`model::entry::Body::Carried`] until somebody knows better.
     pub fn each(&self, each: &mut dyn FnMut(Option<Spot>, Option<NonZeroU32>, Entry)) {
         let mut all = Course::default();
-        self.go_on(&mut all, &mut |spot, mark, entry| {
+        self.go_on(&mut all, &|_| true, &mut |spot, mark, entry| {
             each(spot, mark, entry);
             ControlFlow::Continue(())
         });
     }
 
-    /// The same from where a course stands, until `each` breaks it off or all is handed out. The census has to be the
-    /// same all the while.
+    /// The same from where a course stands, of those whose mark `is_asked` wants, until `each` breaks it off or all is
+    /// handed out. The census has to be the same all the while.
     pub fn go_on(
         &self,
         course: &mut Course,
+        is_asked: &dyn Fn(Option<NonZeroU32>) -> bool,
         each: &mut dyn FnMut(Option<Spot>, Option<NonZeroU32>, Entry) -> ControlFlow<()>,
     ) {
         let Some(root) = self.folder(0) else { return };
         if !std::mem::replace(&mut course.begun, true) {
             course.levels.push((0, 0));
-            let entry = self.root.as_ref().and_then(|member| member.entry(root.path.clone()));
+            let asked = self.root.as_ref().filter(|member| is_asked(member.mark));
+            let entry = asked.and_then(|member| member.entry(root.path.clone()));
             if entry.is_some_and(|entry| each(None, None, entry).is_break()) {
                 return;
             }
@@ -222,7 +248,8 @@ impl Census {
                 continue;
             };
             course.levels.extend(known.folder.map(|below| (below.get(), 0)));
-            if let Some(entry) = known.entry(folder.path_of(known))
+            if is_asked(known.mark)
+                && let Some(entry) = known.entry(folder.path_of(known))
                 && each(Some(Spot { folder: index, member }), known.mark, entry).is_break()
             {
                 return;

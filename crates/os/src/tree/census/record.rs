@@ -312,6 +312,16 @@ impl Folder {
         self.names.at(member.name)
     }
 
+    pub(super) fn mark_files(&mut self, mark: &mut dyn FnMut(&Path, &Stamp) -> Option<NonZeroU32>) {
+        let Self { path, names, members, .. } = self;
+        let mut inside = path.clone();
+        for member in members.iter_mut().filter(|m| m.mark.is_none() && m.is_file()) {
+            inside.push(OsStr::from_bytes(names.at(member.name).to_bytes()));
+            member.mark = mark(&inside, &member.record.stamp());
+            inside.pop();
+        }
+    }
+
     pub(super) fn path_of(&self, member: &Member) -> PathBuf {
         join(&self.path, self.name(member))
     }
