@@ -170,6 +170,33 @@ fn what_is_too_large_to_copy_under_the_freeze_is_stored_but_makes_the_cut_weaker
 }
 
 #[test]
+fn what_is_to_be_stored_ahead_is_handed_over_in_parts() {
+    let case = Case::new();
+    let names = ["a/one", "a/three", "a/two", "b", "c/four"];
+    for name in names {
+        fs::create_dir_all(case.root.join(name).parent().unwrap()).unwrap();
+        fs::write(case.root.join(name), name).unwrap();
+    }
+    settle();
+    let mut pinner = case.pinner(&plan(&case.root)).with_limits(Limits { part: 2, ..Limits::default() });
+    let first = pinner.prepare(&Known::default()).unwrap();
+    let parts: Vec<_> =
+        first.into_iter().chain(std::iter::from_fn(|| pinner.more_ahead(&Known::default()))).collect();
+    assert_eq!(parts.iter().map(|part| part.entries.len()).collect::<Vec<_>>(), [2, 2, 1]);
+    let paths: Vec<PathBuf> = parts.iter().flat_map(|part| part.entries.iter().map(|e| e.path)).collect();
+    assert_eq!(paths, names.map(|name| case.root.join(name)));
+    let known =
+        parts.iter().flat_map(|part| part.entries.iter()).fold(Known::default(), |mut known, entry| {
+            known.insert(&entry.path, entry.meta.stamp());
+            known
+        });
+    fs::write(case.root.join("b"), "otherwise").unwrap();
+    let new = pinner.prepare(&known).unwrap().unwrap();
+    assert!(new.entries.iter().map(|e| e.path).eq([case.root.join("b")]));
+    assert_eq!(pinner.more_ahead(&known), None);
+}
+
+#[test]
 fn much_that_is_young_is_given_a_second_to_settle() {
     let case = Case::new();
     fs::write(case.root.join("large"), vec![1; 70 << 20]).unwrap();

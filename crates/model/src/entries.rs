@@ -17,7 +17,7 @@ use std::{
 use jiff::Timestamp;
 
 use crate::{
-    entry::{Body, Entry, Kind, Meta, Role, Xattr, tree_order},
+    entry::{Body, Entry, Kind, Meta, Role, Stamp, Xattr, tree_order},
     size::Bytes,
 };
 
@@ -136,6 +136,51 @@ impl Entries {
         self.rows.get(place).map(|row| self.path_of(row))
     }
 
+    /// The directory that the one at this place stands in, and its name; `/` has neither.
+    #[must_use]
+    pub fn name(&self, place: usize) -> Option<(&Path, &OsStr)> {
+        let row = self.rows.get(place)?;
+        let (dir, name) = (dir_of(&self.dirs, row), name_of(&self.names, row));
+        // What has nothing above it is all name.
+        let name = if dir.is_empty() && name == b"/" { b"" } else { name };
+        Some((Path::new(OsStr::from_bytes(dir)), OsStr::from_bytes(name)))
+    }
+
+    /// What the one at this place is.
+    #[must_use]
+    pub fn kind(&self, place: usize) -> Option<&Kind> {
+        self.common_of(place).map(|common| &common.kind)
+    }
+
+    /// Where the bytes of the one at this place come from.
+    #[must_use]
+    pub fn body(&self, place: usize) -> Option<&Body> {
+        self.common_of(place).map(|common| &common.body)
+    }
+
+    /// The extended attributes of the one at this place.
+    #[must_use]
+    pub fn xattrs(&self, place: usize) -> &[Xattr] {
+        self.common_of(place).map(|common| &*common.xattrs).unwrap_or_default()
+    }
+
+    /// The stamp of the one at this place.
+    #[must_use]
+    pub fn stamp(&self, place: usize) -> Option<Stamp> {
+        let row = self.rows.get(place)?;
+        let nanos = |seconds: i64, rest: i32| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+        Some(Stamp {
+            size: Bytes(row.size),
+            mtime: nanos(row.mtime, row.mtime_nanos),
+            ctime: nanos(row.ctime, row.ctime_nanos),
+            inode: row.inode,
+        })
+    }
+
+    fn common_of(&self, place: usize) -> Option<&Common> {
+        self.common.get(self.rows.get(place)?.common as usize)
+    }
+
     /// The size of the one at this place, if it is a regular file.
     #[must_use]
     pub fn file_size(&self, place: usize) -> Option<Bytes> {
@@ -207,10 +252,24 @@ impl Entries {
 }
 
 fn split(path: &Path) -> (&[u8], &[u8]) {
+    let bytes = path.as_os_str().as_bytes();
+    // Nearly every path is plain: nothing in it has to be looked for but its last slash.
+    let plain = bytes
+        .iter()
+        .rposition(|byte| *byte == b'/')
+        .filter(|at| *at > 0 && is_plain(&bytes[..*at], &bytes[at + 1..]));
+    if let Some(at) = plain {
+        return (&bytes[..at], &bytes[at + 1..]);
+    }
     match (path.parent(), path.file_name()) {
         (Some(dir), Some(name)) => (dir.as_os_str().as_bytes(), name.as_bytes()),
         _ => (b"", path.as_os_str().as_bytes()),
     }
+}
+
+/// Whether these are a directory and a name as they are kept: no slash too many, and no `.` or `..`.
+fn is_plain(dir: &[u8], name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..") && !dir.ends_with(b"/") && !dir.ends_with(b"/.")
 }
 
 fn is_below(path: &[u8], dir: &[u8]) -> bool {
@@ -356,6 +415,12 @@ mod tests {
             assert_eq!(entries.path(place).as_ref(), Some(&entry.path));
             let size = (entry.kind == Kind::File).then_some(entry.meta.size);
             assert_eq!(entries.file_size(place), size);
+            let name =
+                (entry.path.parent().unwrap_or(Path::new("")), entry.path.file_name().unwrap_or_default());
+            assert_eq!(entries.name(place), Some(name));
+            assert_eq!(entries.stamp(place), Some(entry.meta.stamp()));
+            assert_eq!((entries.kind(place), entries.body(place)), (Some(&entry.kind), Some(&entry.body)));
+            assert_eq!(entries.xattrs(place), entry.meta.xattrs);
             assert_eq!(entries.place_of(&entry.path), place);
         }
         assert_eq!(entries.get(all.len()), None);

@@ -7,6 +7,7 @@ use std::{
     hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher},
     os::unix::ffi::OsStrExt,
     path::Path,
+    sync::Arc,
 };
 
 use crate::entry::Stamp;
@@ -14,16 +15,17 @@ use crate::entry::Stamp;
 /// Stamps of the regular files of the parent backup, by path.
 ///
 /// Paths with their stamps are kept as 64-bit hashes, so a million files take about 20 MB. Should two collide,
-/// the vault, which knows better, falls back to reading the file: see [`crate::entry::Body::Carried`].
+/// the vault, which knows better, falls back to reading the file: see [`crate::entry::Body::Carried`]. Clones share
+/// them until one is changed.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
-    stamps: HashSet<u64, BuildHasherDefault<Hashed>>,
+    stamps: Arc<HashSet<u64, BuildHasherDefault<Hashed>>>,
 }
 
 impl Known {
     /// Adds what the parent holds at `path` (the original absolute path).
     pub fn insert(&mut self, path: &Path, stamp: Stamp) {
-        self.stamps.insert(key(path, &stamp));
+        Arc::make_mut(&mut self.stamps).insert(key(path, &stamp));
     }
 
     /// Adds all that another one has.
@@ -31,7 +33,7 @@ impl Known {
         if self.stamps.is_empty() {
             *self = other;
         } else {
-            self.stamps.extend(other.stamps);
+            Arc::make_mut(&mut self.stamps).extend(other.stamps.iter());
         }
     }
 

@@ -188,6 +188,11 @@ pub trait Pinner: Send {
     /// # Errors
     /// If the source cannot be pinned at all.
     fn prepare(&mut self, known: &Known) -> Result<Option<Manifest>, Failure>;
+    /// More of what should be stored ahead, if [`Self::prepare`] handed out a part of it; to be asked until there is
+    /// nothing, with what the parent holds. Nobody keeps much in memory so.
+    fn more_ahead(&mut self, _known: &Known) -> Option<Manifest> {
+        None
+    }
     /// One more unlocked round that shrinks the difference between source and first pass.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ mod resolve;
 mod rules;
 mod walk;
 
-pub use census::{Census, Changes, Pass, Spot, Stopped};
+pub use census::{Census, Changes, Course, Pass, Spot, Stopped};
 pub use count::Count;
 pub use meta::{Found, changed_since, clock_of_stamps, read_entry_meta};
 pub use resolve::{Resolved, ancestors, resolve};

@@ -161,6 +161,9 @@ impl<T: Pinner> Pinner for Faulty<T> {
     fn prepare(&mut self, known: &Known) -> Result<Option<Manifest>, Failure> {
         self.faults.run("pinner.prepare", || self.inner.prepare(known))
     }
+    fn more_ahead(&mut self, known: &Known) -> Option<Manifest> {
+        self.inner.more_ahead(known)
+    }
     fn round(&mut self) -> Result<Difference, Failure> {
         self.faults.run("pinner.round", || self.inner.round())
     }

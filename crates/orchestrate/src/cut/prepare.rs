@@ -37,7 +37,13 @@ pub fn prepare(crew: &mut Crew<'_>, store: &mut dyn Store, progress: &dyn Progre
     crew.somebody()?;
     if let Some(manifest) = ahead {
         store.store_ahead(Arc::new(manifest), progress)?;
+        for pinner in &mut crew.pinners {
+            while let Some(more) = pinner.more_ahead(&known) {
+                store.store_ahead(Arc::new(more), progress)?;
+            }
+        }
     }
+    drop(known);
     shrink(crew);
     crew.somebody()
 }

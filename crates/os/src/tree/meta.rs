@@ -3,13 +3,14 @@
 //! Crash story: reads only.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     io,
     os::{
-        fd::BorrowedFd,
+        fd::{AsRawFd, BorrowedFd},
         unix::ffi::{OsStrExt, OsStringExt},
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use jiff::Timestamp;
@@ -29,6 +30,9 @@ use rustix::{
 /// Longest list of names and longest value of an extended attribute: `XATTR_LIST_MAX`, `XATTR_SIZE_MAX`,
 /// linux/limits.h.
 const XATTR_MAX: usize = 65_536;
+
+/// Enough for what nearly every name has. The kernel makes room for as much as it is offered, at each call.
+const XATTR_USUAL: usize = 512;
 
 /// What stands at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,14 +140,67 @@ pub(super) fn describe(
     Ok((found, meta))
 }
 
-fn timestamp(time: StatxTimestamp) -> Timestamp {
-    in_range(i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec))
+fn timestamp(stamp: StatxTimestamp) -> Timestamp {
+    time(stamp.tv_sec, stamp.tv_nsec)
+}
+
+/// The time of these seconds and nanoseconds after them.
+pub(super) fn time(seconds: i64, nanos: u32) -> Timestamp {
+    // Dividing numbers of 128 bits takes longer than most of what is done for a name.
+    let usual = i32::try_from(nanos).ok().filter(|_| seconds >= 0);
+    usual
+        .and_then(|nanos| Timestamp::new(seconds, nanos).ok())
+        .unwrap_or_else(|| in_range(i128::from(seconds) * 1_000_000_000 + i128::from(nanos)))
 }
 
 /// A file may claim any 64-bit second; what lies beyond the years -9999 to 9999 is taken as their end.
 pub(super) fn in_range(nanos: i128) -> Timestamp {
     let end = if nanos < 0 { Timestamp::MIN } else { Timestamp::MAX };
     Timestamp::from_nanosecond(nanos).unwrap_or(end)
+}
+
+/// Asks with the usual room, and with all the room that there can be if that is not enough.
+fn fitting(room: &mut Vec<u8>, ask: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<usize, Errno> {
+    let usual = room.len().min(XATTR_USUAL);
+    match ask(&mut room[..usual]) {
+        Err(Errno::RANGE) => {
+            room.resize(XATTR_MAX, 0);
+            ask(room)
+        }
+        asked => asked,
+    }
+}
+
+/// `listxattrat(2)`, Linux 6.13: the number is the same for all processors, `include/uapi/asm-generic/unistd.h`.
+const LISTXATTRAT: libc::c_long = 465;
+
+/// The names of the attributes of a name in a directory; any error but [`Errno::NOTSUP`] may mean that this kernel or a
+/// filter of system calls does not know the question.
+fn list_at(dir: BorrowedFd<'_>, name: &CStr, room: &mut [u8]) -> Result<usize, Errno> {
+    static IS_KNOWN: AtomicBool = AtomicBool::new(true);
+    if !IS_KNOWN.load(Ordering::Relaxed) {
+        return Err(Errno::NOSYS);
+    }
+    // SAFETY: the descriptor is open, the name ends with a zero byte, and the room is as long as is said; all are
+    // valid for the call.
+    let got = unsafe {
+        libc::syscall(
+            LISTXATTRAT,
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            room.as_mut_ptr(),
+            room.len(),
+        )
+    };
+    if let Ok(length) = usize::try_from(got) {
+        return Ok(length);
+    }
+    let error = Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::NOSYS);
+    if matches!(error, Errno::NOSYS | Errno::PERM) {
+        IS_KNOWN.store(false, Ordering::Relaxed);
+    }
+    Err(error)
 }
 
 /// Reads extended attributes, with buffers that are kept.
@@ -154,14 +211,28 @@ pub(super) struct Xattrs {
 
 impl Xattrs {
     pub(super) fn new() -> Self {
-        Self { names: vec![0; XATTR_MAX], value: Vec::new() }
+        Self { names: vec![0; XATTR_USUAL], value: vec![0; XATTR_USUAL] }
+    }
+
+    /// As [`Self::read`], of a name in an open directory, which stands at this path. That it has none, as nearly every
+    /// name, is found out without a walk along the path where the kernel can.
+    pub(super) fn read_in(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        path: &Path,
+    ) -> io::Result<(Vec<Xattr>, Vec<Unread>)> {
+        match list_at(dir, name, &mut self.names[..XATTR_USUAL]) {
+            Ok(0) | Err(Errno::NOTSUP) => Ok((Vec::new(), Vec::new())),
+            _ => self.read(path),
+        }
     }
 
     /// The attributes of a name that is not followed if it is a link, ordered by name, and those that could not
     /// be read.
     pub(super) fn read(&mut self, path: &Path) -> io::Result<(Vec<Xattr>, Vec<Unread>)> {
         let path = CString::new(path.as_os_str().as_bytes())?;
-        let length = match llistxattr(&path, &mut self.names[..]) {
+        let length = match fitting(&mut self.names, |room| llistxattr(&path, room)) {
             Ok(0) | Err(Errno::NOTSUP) => return Ok((Vec::new(), Vec::new())),
             Ok(length) => length,
             Err(error @ (Errno::PERM | Errno::ACCESS)) => {
@@ -169,10 +240,9 @@ impl Xattrs {
             }
             Err(error) => return Err(error.into()),
         };
-        self.value.resize(XATTR_MAX, 0);
         let (mut read, mut unread) = (Vec::new(), Vec::new());
         for name in self.names[..length].split(|b| *b == 0).filter(|name| !name.is_empty()) {
-            match lgetxattr(&path, name, &mut self.value[..]) {
+            match fitting(&mut self.value, |room| lgetxattr(&path, name, room)) {
                 Ok(length) => read.push(Xattr { name: name.to_vec(), value: self.value[..length].to_vec() }),
                 // Removed since it was listed.
                 Err(Errno::NODATA) => {}
@@ -190,9 +260,12 @@ impl Xattrs {
 mod tests {
     use std::{
         fs,
-        os::unix::{
-            fs::{MetadataExt, PermissionsExt, symlink},
-            net::UnixListener,
+        os::{
+            fd::AsFd,
+            unix::{
+                fs::{MetadataExt, PermissionsExt, symlink},
+                net::UnixListener,
+            },
         },
         path::PathBuf,
     };
@@ -201,7 +274,7 @@ mod tests {
     use model::{entry::Kind, size::Bytes};
     use rustix::fs::{Mode, Timespec, Timestamps};
 
-    use super::{Found, clock_of_stamps, in_range, read_entry_meta};
+    use super::{Found, Xattrs, clock_of_stamps, in_range, read_entry_meta, time};
 
     #[test]
     fn attributes_are_those_of_the_file_to_the_nanosecond() {
@@ -272,7 +345,36 @@ mod tests {
     }
 
     #[test]
+    fn large_attributes_and_many_of_them_are_read_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, b"").unwrap();
+        let large = vec![7; 2000];
+        xattr::set(&path, "user.large", &large).unwrap();
+        for n in 0..20 {
+            xattr::set(&path, format!("user.a name of usual length, {n}"), b"v").unwrap();
+        }
+        let (_, meta) = read_entry_meta(&path).unwrap();
+        let ours = |x: &&model::entry::Xattr| x.name.starts_with(b"user.");
+        assert_eq!(meta.xattrs.iter().filter(ours).count(), 21);
+        let inside = fs::File::open(dir.path()).unwrap();
+        let (xattrs, unread) = Xattrs::new().read_in(inside.as_fd(), c"f", &path).unwrap();
+        assert_eq!((&xattrs, unread.len()), (&meta.xattrs, 0));
+        fs::write(dir.path().join("g"), b"").unwrap();
+        let (xattrs, _) = Xattrs::new().read_in(inside.as_fd(), c"g", &dir.path().join("g")).unwrap();
+        assert!(!xattrs.iter().any(|x| x.name.starts_with(b"user.")));
+        assert!(Xattrs::new().read_in(inside.as_fd(), c"h", &dir.path().join("h")).is_err());
+        assert!(meta.xattrs.iter().any(|x| x.name == b"user.large" && x.value == large));
+    }
+
+    #[test]
     fn times_beyond_the_calendar_are_its_ends() {
+        for (seconds, nanos) in
+            [(5, 7), (-5, 7), (i64::MAX, 7), (i64::MIN, 7), (0, 999_999_999), (0, u32::MAX)]
+        {
+            let expected = in_range(i128::from(seconds) * 1_000_000_000 + i128::from(nanos));
+            assert_eq!(time(seconds, nanos), expected, "{seconds} {nanos}");
+        }
         assert_eq!(in_range(i128::from(i64::MAX) * 1_000_000_000), Timestamp::MAX);
         assert_eq!(in_range(i128::from(i64::MIN) * 1_000_000_000), Timestamp::MIN);
     }

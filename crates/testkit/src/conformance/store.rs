@@ -286,16 +286,23 @@ pub fn a_carried_file_comes_from_the_parent(bench: &dyn Bench) {
     assert_eq!(bench.read_back(&id).get(&path).map(Vec::as_slice), Some(b"carried".as_slice()));
 }
 
-/// Stored ahead, then gone from the live tree: still in the backup.
+/// Stored ahead, in several parts, then gone from the live tree: still in the backup.
 pub fn a_carried_file_comes_from_what_was_stored_ahead(bench: &dyn Bench) {
     let mut tree = Tree::new(&bench.scratch());
-    let path = tree.write("a", b"ahead");
-    tree.add(&path, Body::Carried);
+    let files = ["a", "b", "c"].map(|name| (tree.write(name, name.as_bytes()), name));
     let mut store = opened(bench);
-    ok("store_ahead", store.store_ahead(tree.settled(), &Silent));
-    fs::remove_file(&path).expect("the suite's own file");
+    for (path, _) in &files {
+        let mut part = Tree { root: tree.root.clone(), entries: Vec::new() };
+        part.add(path, Body::Carried);
+        tree.add(path, Body::Carried);
+        ok("store_ahead", store.store_ahead(part.settled(), &Silent));
+    }
+    files.iter().for_each(|(path, _)| fs::remove_file(path).expect("the suite's own file"));
     let (id, _) = publish(&mut *store, tree.settled(), 1);
-    assert_eq!(bench.read_back(&id).get(&path).map(Vec::as_slice), Some(b"ahead".as_slice()));
+    let back = bench.read_back(&id);
+    for (path, content) in &files {
+        assert_eq!(back.get(path).map(Vec::as_slice), Some(content.as_bytes()));
+    }
 }
 
 /// The first pass is not a backup, and a file that is gone by then is left to the cut.

@@ -3,7 +3,7 @@
 //! Crash story: in memory.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -35,6 +35,9 @@ pub enum Way {
     Database,
 }
 
+/// So many files of the first pass are handed over together.
+const PART: usize = 3;
+
 /// A pinner.
 pub struct FakePinner {
     world: World,
@@ -47,6 +50,8 @@ pub struct FakePinner {
     first_at: Timestamp,
     known: BTreeMap<PathBuf, Stamp>,
     staging: Option<Arc<Staging>>,
+    /// What of the first pass is still to be stored ahead.
+    ahead: VecDeque<Entry>,
 }
 
 impl FakePinner {
@@ -64,6 +69,7 @@ impl FakePinner {
             first_at: Timestamp::UNIX_EPOCH,
             known: BTreeMap::new(),
             staging: None,
+            ahead: VecDeque::new(),
         }
     }
 
@@ -86,6 +92,12 @@ impl FakePinner {
         let carried = self.way != Way::Database && self.is_carried(path, &meta.stamp());
         let body = if carried { Body::Carried } else { Body::Inline(bytes) };
         Entry { path: path.to_owned(), kind: Kind::File, meta, body, role: Role::Content }
+    }
+
+    /// A few files of the first pass.
+    fn part_of_ahead(&mut self) -> Option<Manifest> {
+        let part: Vec<Entry> = self.ahead.drain(..self.ahead.len().min(PART)).collect();
+        (!part.is_empty()).then(|| Manifest::merge(self.first_at, part))
     }
 
     fn pin_directory(&self) -> Vec<Entry> {
@@ -154,7 +166,12 @@ impl Pinner for FakePinner {
             let body = Body::Carried;
             Some(Entry { path: path.clone(), kind: Kind::File, meta, body, role: Role::Content })
         });
-        Ok(Some(Manifest::merge(self.first_at, entries.collect::<Vec<Entry>>())))
+        self.ahead = entries.collect();
+        Ok(self.part_of_ahead().or_else(|| Some(Manifest::merge(self.first_at, Vec::new()))))
+    }
+
+    fn more_ahead(&mut self, _known: &Known) -> Option<Manifest> {
+        self.part_of_ahead()
     }
 
     fn round(&mut self) -> Result<Difference, Failure> {

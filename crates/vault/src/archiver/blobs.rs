@@ -4,7 +4,7 @@
 
 use rustic_core::{FileType, repofile::BlobType};
 
-use super::{index::Index, name::Name, node::StoredNode};
+use super::{index::Index, name::Name};
 use crate::repository::{
     backend::Backend,
     crypt::SecretKey,
@@ -20,15 +20,12 @@ pub(crate) struct Blobs<'a> {
 }
 
 impl Blobs<'_> {
-    /// What a stored directory holds, in order.
+    /// A stored directory, to be read by [`super::node::StoredNode::parse_tree`].
     ///
     /// # Errors
     /// If it is in no index, or what is in its pack is not it.
-    pub(crate) fn tree(&self, name: &Name) -> Result<Vec<StoredNode>, RepositoryError> {
-        let plain = self.read(BlobType::Tree, name)?;
-        StoredNode::parse_tree(&plain).map_err(|error| RepositoryError::Damaged {
-            what: format!("the stored directory {} is not one: {error}", name.short()),
-        })
+    pub(crate) fn tree(&self, name: &Name) -> Result<Vec<u8>, RepositoryError> {
+        self.read(BlobType::Tree, name)
     }
 
     /// A blob's content, proven by its name.
@@ -48,4 +45,9 @@ impl Blobs<'_> {
         }
         if Name::of(&plain) == *name { Ok(plain) } else { Err(damaged("is another one").into()) }
     }
+}
+
+/// Why what was read cannot be taken for a stored directory.
+pub(crate) fn no_tree(name: &Name, error: &serde_json::Error) -> RepositoryError {
+    RepositoryError::Damaged { what: format!("the stored directory {} is not one: {error}", name.short()) }
 }

@@ -3,14 +3,15 @@
 //! Crash story: memory only.
 
 use std::{
+    path::PathBuf,
     sync::{Mutex, PoisonError},
     thread,
 };
 
-use model::entry::{Body, Entry};
+use model::entry::Body;
 
 use super::{Base, Carry, cores, index::Place};
-use crate::repository::source::Feed;
+use crate::repository::feed::Feed;
 
 /// A file that is not carried over.
 const NONE: u32 = u32::MAX;
@@ -33,12 +34,13 @@ impl Carried {
         let mut found = vec![NONE; feed.len()];
         let parts = Mutex::new(found.chunks_mut(PART).enumerate());
         let work = || {
+            let mut path = PathBuf::new();
             loop {
                 // Not in the loop's head: the lock would be held meanwhile.
                 let next = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
                 let Some((number, part)) = next else { break };
                 for (place, slot) in (number * PART..).zip(part) {
-                    *slot = feed.entry(place).and_then(|entry| look(bases, carry, &entry)).unwrap_or(NONE);
+                    *slot = look(feed, bases, carry, place, &mut path).unwrap_or(NONE);
                 }
             }
         };
@@ -57,14 +59,21 @@ impl Carried {
     }
 }
 
-fn look(bases: &[Base], carry: Option<&Carry>, entry: &Entry) -> Option<u32> {
-    if entry.body != Body::Carried || carry.is_some_and(|carry| carry.is_to_be_proven(entry)) {
+fn look(feed: &Feed, bases: &[Base], carry: Option<&Carry>, place: usize, path: &mut PathBuf) -> Option<u32> {
+    if feed.body(place)? != &Body::Carried {
         return None;
     }
-    let stamp = entry.meta.stamp();
+    let (dir, name) = feed.name(place)?;
+    path.as_mut_os_string().clear();
+    path.push(dir);
+    path.push(name);
+    if carry.is_some_and(|carry| carry.is_to_be_proven(path)) {
+        return None;
+    }
+    let stamp = feed.stamp(place)?;
     let mut numbered = (0_u32..1 << BASE_BITS).zip(bases);
     numbered.find_map(|(number, base)| {
-        let file = u32::try_from(base.contents.find(&entry.path, &stamp)?).ok()?;
+        let file = u32::try_from(base.contents.find(path, &stamp)?).ok()?;
         let fits = file < u32::MAX >> BASE_BITS;
         fits.then_some(number << (u32::BITS - BASE_BITS) | file)
     })

@@ -40,7 +40,7 @@ use super::{
 };
 use crate::{
     reference::Keeper,
-    repository::source::{Feed, stamp_of},
+    repository::{feed::Feed, source::stamp_of},
     thin::{Home, Pinned},
 };
 
@@ -222,8 +222,8 @@ impl Carry {
     }
 
     /// Whether a file is read although a parent has its stamp, since its older copy is to be proven.
-    pub(crate) fn is_to_be_proven(&self, entry: &Entry) -> bool {
-        self.proves && self.older.contains_key(&entry.path)
+    pub(crate) fn is_to_be_proven(&self, path: &Path) -> bool {
+        self.proves && self.older.contains_key(path)
     }
 
     /// A file whose stamp is the parent's is read where it lives: all of it has to be what is stored.
@@ -253,7 +253,10 @@ impl Carry {
 
     /// The older copies of files that were carried over by their stamps still are their frozen copies.
     pub(crate) fn carried(&self, feed: &Feed, bases: &[Base]) {
-        let carried = |entry: &Entry| entry.body == Body::Carried && !self.is_to_be_proven(entry);
+        if self.older.is_empty() {
+            return;
+        }
+        let carried = |entry: &Entry| entry.body == Body::Carried && !self.is_to_be_proven(&entry.path);
         for (_, entry) in feed.entries().filter(|(_, entry)| carried(entry)) {
             let Some(older) = self.older.get(&entry.path) else { continue };
             let stamp = entry.meta.stamp();

@@ -242,6 +242,34 @@ impl Index {
         places.iter().map(|place| inner.entries[*place as usize].name).collect()
     }
 
+    /// The same, in the place of what was there.
+    pub(crate) fn names_into(&self, places: &[Place], names: &mut Vec<Name>) {
+        let inner = self.inner();
+        names.clear();
+        names.extend(places.iter().map(|place| inner.entries[*place as usize].name));
+    }
+
+    /// Whether a blob is in a pack that an index names and that reaches as far as it says.
+    pub(crate) fn is_there(&self, tpe: BlobType, name: &Name) -> bool {
+        let inner = self.inner();
+        inner.indexed(tpe, name).is_some_and(|place| inner.holds_at(place))
+    }
+
+    /// Whether all these files, each with the places of its parts and its size in bytes, are there whole.
+    pub(crate) fn hold<'a>(&self, mut files: impl Iterator<Item = (&'a [Place], u64)>) -> bool {
+        let inner = self.inner();
+        files.all(|(places, size)| {
+            let mut length = 0;
+            let are_there = places.iter().all(|place| {
+                let Some(entry) = inner.entries.get(*place as usize) else { return false };
+                length += entry.spot.content_length();
+                let pack = inner.packs.get(entry.pack() as usize);
+                pack.is_some_and(|pack| pack.standing == Standing::Indexed) && inner.holds(entry)
+            });
+            are_there && length == size
+        })
+    }
+
     /// How many bytes these data blobs have together.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ use super::{
     index::Place,
     roll::Roller,
 };
-use crate::repository::source::{Fault, Source};
+use crate::repository::{feed::Fault, source::Source};
 
 /// About so many bytes are claimed at a time.
 const PIECE: u64 = 4 << 20;

@@ -25,6 +25,7 @@ mod hashes;
 mod index;
 mod indexer;
 mod large;
+mod layout;
 mod load;
 mod name;
 mod node;
@@ -34,6 +35,7 @@ mod parent;
 mod roll;
 mod trees;
 mod work;
+mod written;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -42,20 +44,21 @@ use std::{
     thread,
 };
 
-use model::entry::{Entry, Kind};
 use rustic_core::repofile::{BlobType, ConfigFile};
 
 pub(crate) use self::{
-    blobs::Blobs,
+    blobs::{Blobs, no_tree},
     carry::{Carry, Frozen, Older, digest, recorded},
     index::{Index, Lost, Place, Spot},
+    layout::{Child, Layout},
     load::{load, packs},
     name::Name,
     node::{StoredKind, StoredNode},
     parent::{Base, Contents},
+    trees::Made,
 };
 use self::{
-    carried::Carried, chunk::Chunking, compress::Levels, indexer::IndexWriter, pack::Sink, trees::Trees,
+    carried::Carried, chunk::Chunking, compress::Levels, indexer::IndexWriter, pack::Sink, trees::Fresh,
     work::Board,
 };
 #[cfg(test)]
@@ -68,8 +71,8 @@ use crate::repository::{
     backend::Backend,
     crypt::SecretKey,
     error::{RepositoryError, while_doing},
+    feed::Feed,
     meter::Meter,
-    source::Feed,
 };
 
 /// Packs of data are not larger than this, in bytes, but for one with a single blob.
@@ -95,9 +98,9 @@ pub(crate) struct Archiver {
 }
 
 /// One pass over a feed.
-struct Job<'a> {
-    feed: &'a Feed,
-    bases: &'a [Base],
+pub(crate) struct Job<'a> {
+    pub(crate) feed: &'a Feed,
+    pub(crate) bases: &'a [Base],
     carry: Option<&'a Carry>,
     carried: Carried,
     chunking: &'a Chunking,
@@ -161,30 +164,34 @@ impl Archiver {
     pub(crate) fn store_ahead(&self, pass: Pass<'_>) -> Result<Base, RepositoryError> {
         let (mut known, mut contents) = (model::known::Known::default(), Contents::default());
         let job = self.job(pass);
-        job.run(|entry, content| {
-            if job.feed.is_settled(entry) {
+        job.run(|place, content| {
+            if let Some(entry) = job.feed.entry(place).filter(|entry| job.feed.is_settled(entry)) {
                 let stamp = entry.meta.stamp();
                 known.insert(&entry.path, stamp);
                 contents.add(&entry.path, &stamp, content);
             }
-            Ok(())
         })?;
         self.indexer.finish(&job.sink)?;
         contents.sort();
         Ok(Base { known: known.into(), contents: contents.into(), ..Base::default() })
     }
 
-    /// Stores a feed, and returns the name of its tree when everything is on disk and in the index.
+    /// Stores a feed; everything is on disk and in the index when this returns.
     ///
     /// # Errors
     /// If the repository cannot be written, or somebody asked to stop.
-    pub(crate) fn store(&self, pass: Pass<'_>) -> Result<Name, RepositoryError> {
+    pub(crate) fn store<'a>(&'a self, pass: Pass<'a>) -> Result<Made<'a>, RepositoryError> {
         let job = self.job(pass);
-        let mut trees = Trees::new(&job)?;
-        job.run(|entry, content| trees.add(entry, content))?;
-        let root = trees.finish()?;
+        let mut fresh = Fresh::default();
+        job.run(|place, content| {
+            if job.carried.content(job.bases, place).is_none() {
+                fresh.add(place, content);
+            }
+        })?;
+        let layout = Layout::of(job.feed);
+        let names = trees::store(&job, &layout, &fresh)?;
         self.indexer.finish(&job.sink)?;
-        Ok(root)
+        Ok(Made { job, layout, fresh, names })
     }
 
     fn job<'a>(&'a self, pass: Pass<'a>) -> Job<'a> {
@@ -210,12 +217,9 @@ impl Archiver {
 }
 
 impl Job<'_> {
-    /// Stores the contents of all files, and hands every entry to `take` in order, with its content if it is a file;
-    /// files that cannot be read are left out. All packs of data are on disk when this returns.
-    fn run(
-        &self,
-        mut take: impl FnMut(&Entry, &[Place]) -> Result<(), RepositoryError>,
-    ) -> Result<(), RepositoryError> {
+    /// Stores the contents of all files, and hands them to `take` in order; files that cannot be read are left out. All
+    /// packs of data are on disk when this returns.
+    fn run(&self, mut take: impl FnMut(usize, &[Place])) -> Result<(), RepositoryError> {
         let board = Board::new();
         let (taken, left) = thread::scope(|scope| {
             let workers: Vec<_> =
@@ -235,23 +239,18 @@ impl Job<'_> {
         pack::write_all(&self.sink, BlobType::Data, self.data_pack, left)
     }
 
-    fn take_all(
-        &self,
-        board: &Board,
-        take: &mut impl FnMut(&Entry, &[Place]) -> Result<(), RepositoryError>,
-    ) -> Result<(), RepositoryError> {
+    fn take_all(&self, board: &Board, take: &mut impl FnMut(usize, &[Place])) -> Result<(), RepositoryError> {
         let mut early = HashMap::new();
-        for (place, entry) in self.feed.entries() {
+        for place in 0..self.feed.len() {
             if place % REACH == 0 {
                 board.reached(place);
             }
-            if entry.kind != Kind::File {
-                take(&entry, &[])?;
-            } else if let Some(content) = self.carried.content(self.bases, place) {
-                self.meter.count(entry.meta.size.0);
-                take(&entry, content)?;
+            let Some(size) = self.feed.file_size(place) else { continue };
+            if let Some(content) = self.carried.content(self.bases, place) {
+                self.meter.count(size.0);
+                take(place, content);
             } else if let Some(content) = board.wait(self, place, &mut early)? {
-                take(&entry, &content)?;
+                take(place, &content);
             }
         }
         board.reached(self.feed.len());

@@ -2,11 +2,11 @@
 //!
 //! Crash story: plain values, no effects.
 
-use std::{ffi::OsString, path::Path};
+use std::{borrow::Cow, ffi::OsStr, path::Path};
 
 use jiff::Timestamp;
 use model::{
-    entry::{Entry, Kind, Stamp},
+    entry::{Kind, Stamp},
     size::Bytes,
 };
 use rustic_core::repofile::{Node, NodeType};
@@ -17,16 +17,17 @@ use crate::repository::node;
 
 /// A node of a tree, without owners, modes and attributes.
 #[derive(Debug, Deserialize)]
-pub(crate) struct StoredNode {
-    name: String,
+pub(crate) struct StoredNode<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
     #[serde(rename = "type")]
     pub(crate) kind: StoredKind,
     #[serde(default)]
     pub(crate) size: u64,
-    #[serde(default)]
-    mtime: Option<Timestamp>,
-    #[serde(default)]
-    ctime: Option<Timestamp>,
+    #[serde(borrow, default)]
+    mtime: Option<Words<'a>>,
+    #[serde(borrow, default)]
+    ctime: Option<Words<'a>>,
     #[serde(default)]
     inode: u64,
     #[serde(default)]
@@ -39,6 +40,16 @@ pub(crate) struct StoredNode {
     pub(crate) content: Option<Vec<Name>>,
     #[serde(default)]
     pub(crate) subtree: Option<Name>,
+}
+
+/// A time that is read when it is asked for.
+#[derive(Debug, Deserialize)]
+struct Words<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Words<'_> {
+    fn time(&self) -> Option<Timestamp> {
+        self.0.parse().ok()
+    }
 }
 
 /// What restic calls a node's type.
@@ -57,43 +68,45 @@ pub(crate) enum StoredKind {
 }
 
 #[derive(Deserialize)]
-struct Tree {
-    nodes: Option<Vec<StoredNode>>,
+struct Tree<'a> {
+    #[serde(borrow)]
+    nodes: Option<Vec<StoredNode<'a>>>,
 }
 
-impl StoredNode {
+impl<'a> StoredNode<'a> {
     /// The nodes of a tree.
     ///
     /// # Errors
     /// If it is no tree.
-    pub(crate) fn parse_tree(json: &[u8]) -> Result<Vec<Self>, serde_json::Error> {
-        Ok(serde_json::from_slice::<Tree>(json)?.nodes.unwrap_or_default())
+    pub(crate) fn parse_tree(json: &'a [u8]) -> Result<Vec<Self>, serde_json::Error> {
+        Ok(serde_json::from_slice::<Tree<'_>>(json)?.nodes.unwrap_or_default())
     }
 
     /// Its name as the filesystem has it: names are escaped in a tree.
-    pub(crate) fn file_name(&self) -> OsString {
+    pub(crate) fn file_name(&self) -> Cow<'_, OsStr> {
         if !self.name.contains('\\') {
-            return self.name.as_str().into();
+            return OsStr::new(&*self.name).into();
         }
-        Node { name: self.name.clone(), ..Node::default() }.name().into_owned()
+        Node { name: self.name.clone().into_owned(), ..Node::default() }.name().into_owned().into()
     }
 
     /// The stamp of a file that can be carried over: not smudged, and with its content.
     pub(crate) fn stamp(&self) -> Option<Stamp> {
-        if self.kind != StoredKind::File || self.content.is_none() || node::is_smudged(self.ctime) {
+        if self.kind != StoredKind::File || self.content.is_none() {
             return None;
         }
+        let ctime = self.ctime.as_ref()?.time().filter(|time| !node::is_smudged(Some(*time)))?;
         Some(Stamp {
             size: Bytes(self.size),
-            mtime: self.mtime?.as_nanosecond(),
-            ctime: self.ctime?.as_nanosecond(),
+            mtime: self.mtime.as_ref()?.time()?.as_nanosecond(),
+            ctime: ctime.as_nanosecond(),
             inode: self.inode,
         })
     }
 
-    /// In what way it is not what the entry says: kind, link target, device, size.
-    pub(crate) fn differs(&self, entry: &Entry) -> Option<String> {
-        let right = match &entry.kind {
+    /// In what way it is not of this kind and size: kind, link target, device, size.
+    pub(crate) fn differs(&self, kind: &Kind, size: Bytes) -> Option<String> {
+        let right = match kind {
             Kind::File => self.kind == StoredKind::File,
             Kind::Dir => self.kind == StoredKind::Dir,
             Kind::Fifo => self.kind == StoredKind::Fifo,
@@ -103,11 +116,11 @@ impl StoredNode {
         };
         if !right {
             let link = if self.linktarget.is_empty() { "" } else { " to " };
-            let kind = format!("{:?}", self.kind).to_lowercase();
-            return Some(format!("it is stored as {kind}{link}{}", self.linktarget));
+            let stored = format!("{:?}", self.kind).to_lowercase();
+            return Some(format!("it is stored as {stored}{link}{}", self.linktarget));
         }
-        if entry.kind == Kind::File && self.size != entry.meta.size.0 {
-            return Some(format!("it has {} bytes in the backup, not {}", self.size, entry.meta.size.0));
+        if *kind == Kind::File && self.size != size.0 {
+            return Some(format!("it has {} bytes in the backup, not {}", self.size, size.0));
         }
         None
     }

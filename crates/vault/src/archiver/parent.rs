@@ -17,7 +17,13 @@ use std::{
 use model::{entry::Stamp, known::Known, reference::LARGE};
 use sha2::{Digest, Sha256};
 
-use super::{blobs::Blobs, cores, index::Place, name::Name, node::StoredKind};
+use super::{
+    blobs::{Blobs, no_tree},
+    cores,
+    index::Place,
+    name::Name,
+    node::{StoredKind, StoredNode},
+};
 use crate::repository::error::RepositoryError;
 
 /// Half a SHA-256 over path and stamp.
@@ -43,7 +49,7 @@ struct File {
 }
 
 /// Contents by path and stamp.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(crate) struct Contents {
     files: Vec<File>,
     places: Vec<Place>,
@@ -61,7 +67,8 @@ impl Contents {
 
     /// Makes it ready for [`Self::get`].
     pub(crate) fn sort(&mut self) {
-        self.files.sort_unstable_by_key(|file| file.key);
+        // Parts that are sorted are merged.
+        self.files.sort_by_key(|file| file.key);
         self.sorted = true;
     }
 
@@ -95,6 +102,19 @@ pub(crate) struct Base {
     pub(crate) contents: Arc<Contents>,
     /// The contents of the files that were asked for by path, whatever their stamps are.
     pub(crate) wanted: Arc<HashMap<PathBuf, Vec<Name>>>,
+    /// The directories that were read for this: each stands in its pack as its name says.
+    pub(crate) read: Arc<HashSet<Name>>,
+}
+
+impl Base {
+    /// This and what another one has.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        Arc::make_mut(&mut self.known).append(Arc::unwrap_or_clone(other.known));
+        let contents = Arc::make_mut(&mut self.contents);
+        contents.append(Arc::unwrap_or_clone(other.contents));
+        contents.sort();
+        self
+    }
 }
 
 /// Directories that are still to be read.
@@ -143,6 +163,7 @@ struct Share {
     known: Known,
     contents: Contents,
     wanted: HashMap<PathBuf, Vec<Name>>,
+    read: HashSet<Name>,
     unreadable: Vec<(PathBuf, RepositoryError)>,
 }
 
@@ -166,44 +187,62 @@ pub(crate) fn read(
         all.known.append(share.known);
         all.contents.append(share.contents);
         all.wanted.extend(share.wanted);
+        all.read.extend(share.read);
         all.unreadable.extend(share.unreadable);
     }
     all.contents.sort();
     all.unreadable.sort_by(|a, b| a.0.cmp(&b.0));
     let (known, contents, wanted) = (Arc::new(all.known), Arc::new(all.contents), Arc::new(all.wanted));
-    (Base { known, contents, wanted }, all.unreadable)
+    (Base { known, contents, wanted, read: Arc::new(all.read) }, all.unreadable)
 }
 
 fn share(blobs: Blobs<'_>, queue: &Queue, wanted: &HashSet<PathBuf>) -> Share {
     let mut share = Share::default();
     while let Some((dir, tree)) = queue.next() {
         let mut found = Vec::new();
-        match blobs.tree(&tree) {
-            Ok(nodes) => {
-                for node in nodes {
-                    if let Some(subtree) = node.subtree {
-                        found.push((dir.join(node.file_name()), subtree));
-                        continue;
-                    }
-                    let is_large = node.kind == StoredKind::File && node.size >= LARGE.0;
-                    if is_large && !wanted.is_empty() {
-                        let path = dir.join(node.file_name());
-                        if wanted.contains(&path) {
-                            share.wanted.insert(path, node.content.clone().unwrap_or_default());
-                        }
-                    }
-                    if let Some(stamp) = node.stamp()
-                        && let Some(content) = blobs.index.locate(node.content.as_deref().unwrap_or_default())
-                    {
-                        let path = dir.join(node.file_name());
-                        share.known.insert(&path, stamp);
-                        share.contents.add(&path, &stamp, &content);
-                    }
-                }
-            }
+        match share.directory(blobs, &dir, &tree, wanted, &mut found) {
+            Ok(()) => drop(share.read.insert(tree)),
             Err(error) => share.unreadable.push((dir, error)),
         }
         queue.done(found);
     }
     share
+}
+
+impl Share {
+    fn directory(
+        &mut self,
+        blobs: Blobs<'_>,
+        dir: &Path,
+        tree: &Name,
+        wanted: &HashSet<PathBuf>,
+        found: &mut Vec<(PathBuf, Name)>,
+    ) -> Result<(), RepositoryError> {
+        let plain = blobs.tree(tree)?;
+        let nodes = StoredNode::parse_tree(&plain).map_err(|error| no_tree(tree, &error))?;
+        let mut path = dir.to_owned();
+        for node in nodes {
+            path.push(node.file_name());
+            if let Some(subtree) = node.subtree {
+                found.push((path.clone(), subtree));
+            } else {
+                self.file(blobs, &path, &node, wanted);
+            }
+            path.pop();
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, blobs: Blobs<'_>, path: &Path, node: &StoredNode<'_>, wanted: &HashSet<PathBuf>) {
+        let is_large = node.kind == StoredKind::File && node.size >= LARGE.0;
+        if is_large && wanted.contains(path) {
+            self.wanted.insert(path.to_owned(), node.content.clone().unwrap_or_default());
+        }
+        if let Some(stamp) = node.stamp()
+            && let Some(content) = blobs.index.locate(node.content.as_deref().unwrap_or_default())
+        {
+            self.known.insert(path, stamp);
+            self.contents.add(path, &stamp, &content);
+        }
+    }
 }

@@ -1,140 +1,173 @@
 //! Directories as restic's trees: one JSON document each, named by its hash.
 //!
-//! Entries come in tree order, so a directory is complete when the first entry that is not below it comes. Each open
-//! directory is a growing document; nothing else is kept of what was before.
+//! Made when the contents of all files are known, by all cores, from the deepest directories up. One that is, to the
+//! letter, what the repository has already costs no more than its text.
 //!
 //! Crash story: see [`super::pack`].
 
-use std::{
-    ffi::OsStr,
-    path::{Path, PathBuf},
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering},
 };
+use std::thread;
 
-use model::entry::{Entry, Kind};
-use rustic_core::{
-    DataId, TreeId,
-    repofile::{BlobType, Metadata, Node, NodeType},
-};
+use model::entry::Kind;
+use rustic_core::repofile::BlobType;
 
 use super::{
     Job,
     compress::Effort,
+    cores,
     index::{Claim, Place},
+    layout::{Child, Layout},
     name::Name,
     orphans,
     pack::{self, Packer},
+    written::Text,
 };
-use crate::repository::{
-    error::RepositoryError,
-    node::{self, Names},
-};
+use crate::repository::{error::RepositoryError, node::Names};
 
-/// A directory that is not complete.
-struct Open {
-    path: PathBuf,
-    /// Its own node; nothing for the root.
-    node: Option<Node>,
+/// What was stored of the files that were not carried over, in the order of the feed: 16 bytes for each, and 4 for each
+/// of their blobs.
+#[derive(Default)]
+pub(crate) struct Fresh {
+    files: Vec<(usize, u32)>,
+    places: Vec<Place>,
+}
+
+impl Fresh {
+    /// Adds the content of the next file.
+    pub(crate) fn add(&mut self, place: usize, content: &[Place]) {
+        self.files.push((place, self.places.len() as u32));
+        self.places.extend_from_slice(content);
+    }
+
+    /// The content of the file at this place, if it was stored.
+    fn content(&self, place: usize) -> Option<&[Place]> {
+        let at = self.files.binary_search_by_key(&place, |(place, _)| *place).ok()?;
+        let from = self.files[at].1 as usize;
+        let to = self.files.get(at + 1).map_or(self.places.len(), |(_, next)| *next as usize);
+        self.places.get(from..to)
+    }
+}
+
+/// The trees of a feed, as they were stored.
+pub(crate) struct Made<'a> {
+    pub(crate) job: Job<'a>,
+    pub(crate) layout: Layout,
+    pub(crate) fresh: Fresh,
+    /// By the number of the directory.
+    pub(crate) names: Vec<Name>,
+}
+
+impl Made<'_> {
+    /// The tree of everything.
+    pub(crate) fn root(&self) -> Name {
+        self.names.first().copied().unwrap_or_default()
+    }
+
+    /// Where the content of the file at this place is; nothing if it could not be read.
+    pub(crate) fn content(&self, place: usize) -> Option<&[Place]> {
+        content(&self.job, &self.fresh, place)
+    }
+}
+
+fn content<'a>(job: &Job<'a>, fresh: &'a Fresh, place: usize) -> Option<&'a [Place]> {
+    job.carried.content(job.bases, place).or_else(|| fresh.content(place))
+}
+
+/// One thread's tools.
+struct Maker {
+    packer: Packer,
+    users: Names,
     json: Vec<u8>,
 }
 
-impl Open {
-    fn new(path: &Path, node: Option<Node>) -> Self {
-        Self { path: path.into(), node, json: b"{\"nodes\":[".to_vec() }
-    }
-
-    fn push(&mut self, node: &Node) -> Result<(), RepositoryError> {
-        if !self.json.ends_with(b"[") {
-            self.json.push(b',');
-        }
-        serde_json::to_writer(&mut self.json, node).map_err(|error| RepositoryError::Damaged {
-            what: format!(
-                "{} cannot be written into its directory: {error}",
-                self.path.join(node.name()).display()
-            ),
-        })
-    }
-}
-
-/// Makes the trees of a backup.
-pub(crate) struct Trees<'a, 'b> {
-    job: &'a Job<'b>,
-    packer: Packer,
-    names: Names,
-    /// From the root to the directory that is open now.
-    open: Vec<Open>,
-}
-
-impl<'a, 'b> Trees<'a, 'b> {
-    /// Begins with an empty root.
-    ///
-    /// # Errors
-    /// If nothing can be compressed.
-    pub(crate) fn new(job: &'a Job<'b>) -> Result<Self, RepositoryError> {
+/// Stores all directories; all trees are on disk when this returns.
+///
+/// # Errors
+/// If a pack cannot be written.
+pub(crate) fn store(job: &Job<'_>, layout: &Layout, fresh: &Fresh) -> Result<Vec<Name>, RepositoryError> {
+    let maker = || {
         let packer = Packer::new(BlobType::Tree, job.tree_pack, job.sink.levels)?;
-        let root = Open::new(Path::new("/"), None);
-        Ok(Self { job, packer, names: Names::default(), open: vec![root] })
-    }
-
-    /// Adds the next entry in tree order, with its content if it is a file.
-    ///
-    /// # Errors
-    /// If a pack cannot be written.
-    pub(crate) fn add(&mut self, entry: &Entry, content: &[Place]) -> Result<(), RepositoryError> {
-        let Some(parent) = entry.path.parent() else { return Ok(()) };
-        self.go_to(parent)?;
-        let Some(mut node) = node::node(entry, self.job.feed.ctime(entry), &self.names) else {
-            return Ok(());
+        Ok(Maker { packer, users: Names::default(), json: Vec::new() })
+    };
+    let mut makers = (0..cores()).map(|_| maker()).collect::<Result<Vec<Maker>, RepositoryError>>()?;
+    let mut names = vec![Name::default(); layout.len()];
+    for level in layout.deepest_first() {
+        let made = {
+            let make = |maker: &mut Maker, number| maker.make(job, layout, fresh, &names, number);
+            on_all(&mut makers, level, make)?
         };
-        match entry.kind {
-            Kind::Dir => self.open.push(Open::new(&entry.path, Some(node))),
-            Kind::File => {
-                let names = self.job.sink.index.names(content);
-                node.content = Some(names.iter().map(|name| DataId::from(name.id())).collect());
-                self.top(&node)?;
+        made.into_iter().for_each(|(number, name)| names[number as usize] = name);
+    }
+    let left = makers.into_iter().map(|maker| maker.packer.end()).collect();
+    pack::write_all(&job.sink, BlobType::Tree, job.tree_pack, left)?;
+    Ok(names)
+}
+
+/// Makes these with all tools, each with one at a time.
+fn on_all(
+    makers: &mut [Maker],
+    level: &[u32],
+    make: impl Fn(&mut Maker, u32) -> Result<Name, RepositoryError> + Sync,
+) -> Result<Vec<(u32, Name)>, RepositoryError> {
+    let next = AtomicUsize::new(0);
+    let all = Mutex::new(Ok(Vec::with_capacity(level.len())));
+    let work = |maker: &mut Maker| {
+        let mut made = Vec::new();
+        let worked = loop {
+            let Some(number) = level.get(next.fetch_add(1, Ordering::Relaxed)).copied() else { break Ok(()) };
+            match make(maker, number) {
+                Ok(name) => made.push((number, name)),
+                Err(error) => break Err(error),
             }
-            _ => self.top(&node)?,
+        };
+        let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&mut *all, worked) {
+            (Ok(all), Ok(())) => all.extend(made),
+            (Ok(_), Err(error)) => {
+                next.store(level.len(), Ordering::Relaxed);
+                *all = Err(error);
+            }
+            (Err(_), _) => {}
         }
-        Ok(())
+    };
+    let Some((first, others)) = makers.split_first_mut() else { return Ok(Vec::new()) };
+    let work = &work;
+    thread::scope(|scope| {
+        let helping = others.iter_mut().take(level.len().saturating_sub(1));
+        helping.for_each(|maker| drop(scope.spawn(move || work(maker))));
+        work(first);
+    });
+    all.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Maker {
+    fn make(
+        &mut self,
+        job: &Job<'_>,
+        layout: &Layout,
+        fresh: &Fresh,
+        names: &[Name],
+        number: u32,
+    ) -> Result<Name, RepositoryError> {
+        let mut json = std::mem::take(&mut self.json);
+        let mut text = Text::begin(&mut json, &self.users);
+        let written = write(&mut text, job, layout, fresh, names, number);
+        text.end();
+        let stored = written
+            .map_err(|error| RepositoryError::Damaged {
+                what: format!("{} cannot be written: {error}", layout.path(job.feed, number).display()),
+            })
+            .and_then(|()| self.store(job, &json));
+        self.json = json;
+        stored
     }
 
-    fn top(&mut self, node: &Node) -> Result<(), RepositoryError> {
-        self.open.last_mut().map_or(Ok(()), |top| top.push(node))
-    }
-
-    /// Completes directories and opens others until this one is open. One that the manifest lacks gets the mode 755
-    /// and no other attributes.
-    fn go_to(&mut self, dir: &Path) -> Result<(), RepositoryError> {
-        while self.open.last().is_some_and(|open| !dir.starts_with(&open.path)) {
-            self.complete()?;
-        }
-        let Some(open) = self.open.last().filter(|open| open.path != dir) else { return Ok(()) };
-        let mut path = open.path.clone();
-        let missing = dir.strip_prefix(&path).map(Path::to_owned).unwrap_or_default();
-        for name in &missing {
-            path.push(name);
-            let mut node = Node::new_node(name, NodeType::Dir, Metadata::default());
-            node.meta.mode = Some(node::MODE_OF_MISSING_DIR);
-            self.open.push(Open::new(&path, Some(node)));
-        }
-        Ok(())
-    }
-
-    /// Stores the directory that is open and puts its node into the one above.
-    fn complete(&mut self) -> Result<(), RepositoryError> {
-        let Some(mut done) = self.open.pop() else { return Ok(()) };
-        let tree = self.store(&mut done.json)?;
-        if let Some(mut node) = done.node {
-            node.subtree = Some(TreeId::from(tree.id()));
-            self.top(&node)?;
-        }
-        Ok(())
-    }
-
-    fn store(&mut self, json: &mut Vec<u8>) -> Result<Name, RepositoryError> {
-        // restic's JSON ends with a newline.
-        json.extend_from_slice(b"]}\n");
+    fn store(&mut self, job: &Job<'_>, json: &[u8]) -> Result<Name, RepositoryError> {
         let name = Name::of(json);
-        let sink = &self.job.sink;
+        let sink = &job.sink;
         loop {
             match sink.index.claim(BlobType::Tree, &name) {
                 Claim::Known(_) => return Ok(name),
@@ -146,18 +179,39 @@ impl<'a, 'b> Trees<'a, 'b> {
             }
         }
     }
+}
 
-    /// Completes the root, and returns its name when all trees are on disk.
-    ///
-    /// # Errors
-    /// If a pack cannot be written.
-    pub(crate) fn finish(mut self) -> Result<Name, RepositoryError> {
-        while self.open.len() > 1 {
-            self.complete()?;
+/// Writes what a directory holds. Files that could not be read are left out.
+fn write(
+    text: &mut Text<'_>,
+    job: &Job<'_>,
+    layout: &Layout,
+    fresh: &Fresh,
+    names: &[Name],
+    number: u32,
+) -> Result<(), serde_json::Error> {
+    let feed = job.feed;
+    let mut parts = Vec::new();
+    for child in &layout.dir(number).children {
+        match child {
+            Child::Places(places) => {
+                for (place, entry) in places.clone().filter_map(|place| Some((place, feed.entry(place)?))) {
+                    let is_file = entry.kind == Kind::File;
+                    if is_file {
+                        let Some(content) = content(job, fresh, place) else { continue };
+                        job.sink.index.names_into(content, &mut parts);
+                    }
+                    text.add(&entry, feed.ctime(&entry), is_file.then_some(&*parts), None)?;
+                }
+            }
+            Child::Dir(below) => {
+                let subtree = names.get(*below as usize).copied();
+                match layout.dir(*below).place.and_then(|place| feed.entry(place)) {
+                    Some(entry) => text.add(&entry, entry.meta.ctime, None, subtree)?,
+                    None => text.add_missing(layout.name(feed, *below), subtree)?,
+                }
+            }
         }
-        let mut root = self.open.pop().unwrap_or_else(|| Open::new(Path::new(OsStr::new("/")), None));
-        let name = self.store(&mut root.json)?;
-        pack::write_all(&self.job.sink, BlobType::Tree, self.job.tree_pack, vec![self.packer.end()])?;
-        Ok(name)
     }
+    Ok(())
 }

@@ -28,7 +28,8 @@ use super::{
 };
 use crate::repository::{
     error::{RepositoryError, StorageError},
-    source::{Fault, Source},
+    feed::Fault,
+    source::Source,
 };
 
 /// So many entries are claimed at a time, or fewer if they are large.
@@ -327,7 +328,7 @@ impl Worker<'_, '_> {
         let mut large = Large::begin(source, size, self.job.chunking)?;
         if let (Some(carry), Some(entry)) = (self.job.carry, self.job.feed.entry(place)) {
             self.job.meter.count(carry.compare(&entry, &mut large));
-            if !carry.is_to_be_proven(&entry) {
+            if !carry.is_to_be_proven(&entry.path) {
                 large.look_for_original();
             }
         } else {

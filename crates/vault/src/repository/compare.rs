@@ -3,21 +3,24 @@
 //! Crash story: reads only.
 
 use std::{
-    cmp::Ordering,
-    ops::Range,
+    ffi::OsStr,
+    iter::Peekable,
     panic::resume_unwind,
-    path::{Path, PathBuf},
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
     thread, vec,
 };
 
 use model::{
-    entry::{Entry, Kind, tree_order},
+    entry::{Kind, tree_order},
     problem::{Effect, Problem},
     size::Bytes,
 };
 
-use super::{error::RepositoryError, node, source::Feed};
-use crate::archiver::{Blobs, Lost, Name, StoredKind, StoredNode, cores};
+use rustic_core::repofile::BlobType;
+
+use super::{error::RepositoryError, feed::Feed, node};
+use crate::archiver::{Blobs, Child, Lost, Made, Name, StoredKind, StoredNode, cores, no_tree};
 
 /// What the comparison found.
 #[derive(Debug, Default)]
@@ -30,170 +33,295 @@ pub(crate) struct Tally {
     pub(crate) problems: Vec<Problem>,
 }
 
-/// A stored tree, walked depth first; a directory comes before what it holds.
-pub(crate) struct Stored<'a> {
-    blobs: Blobs<'a>,
-    open: Vec<(PathBuf, vec::IntoIter<StoredNode>)>,
-    /// What comes before this path is left out, unread as far as it can be.
-    from: PathBuf,
+/// A directory of the feed, and the tree that the one above has for it.
+type Found = (u32, Name);
+
+/// One thread's share.
+#[derive(Default)]
+struct Share {
+    tally: Tally,
+    below: Vec<Found>,
+    failed: Option<RepositoryError>,
 }
 
-impl<'a> Stored<'a> {
-    /// Walks what comes at this path or after it.
-    fn walk(blobs: Blobs<'a>, root: Name, from: &Path) -> Result<Self, RepositoryError> {
-        let mut walk = Self { blobs, open: Vec::new(), from: from.to_owned() };
-        walk.enter(PathBuf::from("/"), root)?;
-        Ok(walk)
-    }
-
-    fn enter(&mut self, path: PathBuf, tree: Name) -> Result<(), RepositoryError> {
-        self.open.push((path, self.blobs.tree(&tree)?.into_iter()));
-        Ok(())
-    }
-}
-
-impl Iterator for Stored<'_> {
-    /// A path with its node, and why what a directory holds cannot be read, if so.
-    type Item = (PathBuf, StoredNode, Option<RepositoryError>);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let (dir, nodes) = self.open.last_mut()?;
-            let Some(node) = nodes.next() else {
-                self.open.pop();
-                continue;
-            };
-            let path = dir.join(node.file_name());
-            let is_before = tree_order(&path, &self.from).is_lt();
-            if is_before && !self.from.starts_with(&path) {
-                continue;
-            }
-            let unreadable = match node.subtree {
-                Some(tree) => self.enter(path.clone(), tree).err(),
-                None => None,
-            };
-            if is_before {
-                continue;
-            }
-            return Some((path, node, unreadable));
-        }
-    }
-}
-
-/// Fewer entries than this are not worth another thread.
-const LEAST: usize = 4096;
-
-/// Compares a stored tree, as it is read back from its packs, with the feed it was stored from. `uncounted` is the
-/// cut record, which is ours and no file of the application.
+/// Compares a stored tree, as it is read back from its packs, with the feed it was stored from, from the root down.
+/// `uncounted` is the cut record, which is ours and no file of the application.
+///
+/// A directory that was read for the parent of this backup, in this session, need not be read again if its tree is the
+/// very one that was written of these entries: what was written has the hash of what was read. That all parts of its
+/// files are there is looked at all the same.
 pub(crate) fn compare(
-    feed: &Feed,
+    made: &Made<'_>,
     blobs: Blobs<'_>,
     root: Name,
     uncounted: &Path,
 ) -> Result<Tally, RepositoryError> {
-    let step = feed.len().div_ceil(cores()).max(LEAST);
-    let parts = (0..feed.len().max(1)).step_by(step).map(|from| from..(from + step).min(feed.len()));
-    thread::scope(|scope| {
-        let threads: Vec<_> =
-            parts.map(|part| scope.spawn(move || compare_part(feed, part, blobs, root, uncounted))).collect();
-        let mut all = Tally::default();
-        for thread in threads {
-            let tally = thread.join().unwrap_or_else(|panic| resume_unwind(panic))?;
-            all.files += tally.files;
-            all.bytes = all.bytes + tally.bytes;
-            all.problems.extend(tally.problems);
+    let comparison = Comparison { made, feed: made.job.feed, blobs, uncounted };
+    let mut all = Tally::default();
+    let mut level = vec![(0, root)];
+    while !level.is_empty() {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut share = Share::default();
+            while let Some(found) = level.get(next.fetch_add(1, Ordering::Relaxed)) {
+                comparison.directory(*found, &mut share);
+            }
+            share
+        };
+        let shares = thread::scope(|scope| {
+            let helping = cores().min(level.len()) - 1;
+            let threads: Vec<_> = (0..helping).map(|_| scope.spawn(work)).collect();
+            let mut shares = vec![work()];
+            let joined = threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            shares.extend(joined);
+            shares
+        });
+        level = Vec::new();
+        for share in shares {
+            share.failed.map_or(Ok(()), Err)?;
+            all.files += share.tally.files;
+            all.bytes = all.bytes + share.tally.bytes;
+            all.problems.extend(share.tally.problems);
+            level.extend(share.below);
         }
-        Ok(all)
-    })
+    }
+    all.problems.sort_by(|a, b| match (&a.path, &b.path) {
+        (Some(a), Some(b)) => tree_order(a, b),
+        (a, b) => a.is_some().cmp(&b.is_some()),
+    });
+    Ok(all)
 }
 
-/// Compares these places of a feed with what is stored from the first of them up to the next part's first.
-fn compare_part(
-    feed: &Feed,
-    part: Range<usize>,
-    blobs: Blobs<'_>,
-    root: Name,
-    uncounted: &Path,
-) -> Result<Tally, RepositoryError> {
-    let path = |place| feed.entry(place).map(|entry| entry.path);
-    let first = if part.start == 0 { None } else { path(part.start) };
-    let end = path(part.end);
-    let is_in = |stored: &Path| end.as_ref().is_none_or(|end| tree_order(stored, end).is_lt());
-    let stored = Stored::walk(blobs, root, first.as_deref().unwrap_or(Path::new("/")))?;
-    let mut stored = stored.take_while(|(path, ..)| is_in(path)).peekable();
-    let mut tally = Tally::default();
-    let entries = part.filter_map(|place| Some((place, feed.entry(place)?)));
-    for (place, entry) in entries.filter(|(_, e)| e.path.file_name().is_some()) {
-        while let Some((path, node, _)) = stored.next_if(|(path, ..)| tree_order(path, &entry.path).is_lt()) {
-            tally.problems.extend(unasked(&path, &node));
+/// What is compared.
+struct Comparison<'a> {
+    made: &'a Made<'a>,
+    feed: &'a Feed,
+    blobs: Blobs<'a>,
+    uncounted: &'a Path,
+}
+
+impl Comparison<'_> {
+    fn directory(&self, (number, tree): Found, share: &mut Share) {
+        if self.is_as_read(number, tree) {
+            return self.take_over(number, share);
         }
-        let found = stored.next_if(|(path, ..)| tree_order(path, &entry.path) == Ordering::Equal);
-        let before = tally.problems.len();
-        match found {
-            None => tally.problems.push(missing(feed, place, &entry)),
-            Some((_, _, Some(error))) => tally.problems.push(unreadable(&entry, &error)),
-            Some((_, node, None)) => {
-                tally.problems.extend(wrong(&entry, &node, blobs));
+        let plain = match self.blobs.tree(&tree) {
+            Ok(plain) => plain,
+            Err(error) => return self.lost(number, error, share),
+        };
+        match StoredNode::parse_tree(&plain) {
+            Ok(nodes) => self.children(number, nodes, share),
+            Err(error) => self.lost(number, no_tree(&tree, &error), share),
+        }
+    }
+
+    /// Whether a directory was read in this session, is what was written of it now, and is there with all its files.
+    fn is_as_read(&self, number: u32, tree: Name) -> bool {
+        let is_read = || self.made.job.bases.iter().any(|base| base.read.contains(&tree));
+        let files = || {
+            let places = self.places(number).filter_map(|place| Some((place, self.feed.file_size(place)?)));
+            places.filter_map(|(place, size)| Some((self.made.content(place)?, size.0)))
+        };
+        let index = self.blobs.index;
+        self.made.names.get(number as usize) == Some(&tree)
+            && is_read()
+            && index.is_there(BlobType::Tree, &tree)
+            && index.hold(files())
+    }
+
+    fn places(&self, number: u32) -> impl Iterator<Item = usize> {
+        let children = self.made.layout.dir(number).children.iter();
+        children.flat_map(|child| match child {
+            Child::Places(places) => places.clone(),
+            Child::Dir(_) => 0..0,
+        })
+    }
+
+    fn take_over(&self, number: u32, share: &mut Share) {
+        for child in &self.made.layout.dir(number).children {
+            match child {
+                Child::Places(places) => {
+                    for place in places.clone() {
+                        if self.feed.kind(place) == Some(&Kind::File) && self.made.content(place).is_none() {
+                            share
+                                .tally
+                                .problems
+                                .extend(self.feed.path(place).map(|path| self.missing(place, &path)));
+                        } else {
+                            self.is_there(place, share);
+                        }
+                    }
+                }
+                Child::Dir(below) => {
+                    let place = self.made.layout.dir(*below).place;
+                    place.into_iter().for_each(|place| self.is_there(place, share));
+                    share.below.extend(self.made.names.get(*below as usize).map(|name| (*below, *name)));
+                }
             }
         }
-        tally.problems.extend(lost_attributes(&entry));
-        if tally.problems.len() == before && entry.kind == Kind::File && entry.path != uncounted {
-            tally.files += 1;
-            tally.bytes = tally.bytes + entry.meta.size;
+    }
+
+    /// An entry is stored as it should be, but for attributes that no tree can hold.
+    fn is_there(&self, place: usize, share: &mut Share) {
+        let lost = lost_attributes(self.feed, place);
+        let is_whole = lost.is_none();
+        share.tally.problems.extend(lost);
+        let Some(size) = self.feed.file_size(place).filter(|_| is_whole) else { return };
+        if !self.is_uncounted(place) {
+            share.tally.files += 1;
+            share.tally.bytes = share.tally.bytes + size;
         }
     }
-    tally.problems.extend(stored.filter_map(|(path, node, _)| unasked(&path, &node)));
-    Ok(tally)
-}
 
-fn missing(feed: &Feed, place: usize, entry: &Entry) -> Problem {
-    match feed.fault(place) {
-        Some(fault) => Problem::missing(&entry.path, fault.what, fault.remedy),
-        None => Problem::missing(
-            &entry.path,
-            "it is not in the stored tree although nothing failed",
-            "take another backup; if it happens again, report it",
-        ),
+    fn is_uncounted(&self, place: usize) -> bool {
+        let Some((dir, name)) = self.feed.name(place) else { return false };
+        self.uncounted.file_name() == Some(name) && self.uncounted.parent() == Some(dir)
     }
-}
 
-fn unreadable(entry: &Entry, error: &RepositoryError) -> Problem {
-    let what = format!("what was stored of this directory cannot be read back: {error}");
-    Problem::missing(&entry.path, what, error.remedy())
-}
-
-/// A directory above others that the manifest lacks is filled in by the archiver; anything else is odd.
-fn unasked(path: &Path, node: &StoredNode) -> Option<Problem> {
-    (node.kind != StoredKind::Dir).then(|| {
-        Problem::new(Effect::Weaker, Some(path.into()), "it is in the backup although it was not pinned", "")
-    })
-}
-
-fn wrong(entry: &Entry, node: &StoredNode, blobs: Blobs<'_>) -> Option<Problem> {
-    if let Some(what) = node.differs(entry) {
-        return Some(Problem::missing(&entry.path, what, "take another backup"));
+    /// Compares what a directory should hold with what stands in its tree.
+    fn children(&self, number: u32, nodes: Vec<StoredNode<'_>>, share: &mut Share) {
+        let mut nodes = nodes.into_iter().peekable();
+        for child in &self.made.layout.dir(number).children {
+            match child {
+                Child::Places(places) => {
+                    for place in places.clone() {
+                        let Some((_, name)) = self.feed.name(place) else { continue };
+                        self.unasked(number, name, &mut nodes, share);
+                        match nodes.next_if(|node| node.file_name() == name) {
+                            Some(node) => self.entry(place, &node, share),
+                            None => self.not_there(place, share),
+                        }
+                    }
+                }
+                Child::Dir(below) => {
+                    let name = self.made.layout.name(self.feed, *below);
+                    self.unasked(number, name, &mut nodes, share);
+                    match nodes.next_if(|node| node.file_name() == name) {
+                        Some(node) => self.subdirectory(*below, &node, share),
+                        None => self.none_there(*below, share),
+                    }
+                }
+            }
+        }
+        share.tally.problems.extend(nodes.map(|node| self.odd(number, &node)));
     }
-    if entry.kind != Kind::File {
-        return None;
+
+    fn entry(&self, place: usize, node: &StoredNode<'_>, share: &mut Share) {
+        match self.wrong(place, node) {
+            None => self.is_there(place, share),
+            Some(problem) => share.tally.problems.push(problem),
+        }
     }
-    match content_length(node, blobs) {
-        Ok(length) if length == entry.meta.size => None,
-        Ok(length) => Some(Problem::missing(
-            &entry.path,
-            format!("{} of its {} bytes are in the backup", length.0, entry.meta.size.0),
-            "take another backup",
-        )),
-        Err(what) => Some(Problem::missing(
-            &entry.path,
-            what,
-            "run `restic repair index` (`restic rebuild-index` before 0.16), which forgets what is lost; \
-             the next backup then stores it again",
-        )),
+
+    fn subdirectory(&self, below: u32, node: &StoredNode<'_>, share: &mut Share) {
+        let Some(subtree) = node.subtree.filter(|_| node.kind == StoredKind::Dir) else {
+            let place = self.made.layout.dir(below).place;
+            share.tally.problems.extend(place.and_then(|place| self.wrong(place, node)));
+            return self.nothing_below(below, share);
+        };
+        share
+            .tally
+            .problems
+            .extend(self.made.layout.dir(below).place.and_then(|place| lost_attributes(self.feed, place)));
+        share.below.push((below, subtree));
+    }
+
+    /// Stored names that come before this one are not asked for.
+    fn unasked<'n>(
+        &self,
+        number: u32,
+        name: &OsStr,
+        nodes: &mut Peekable<vec::IntoIter<StoredNode<'n>>>,
+        share: &mut Share,
+    ) {
+        while let Some(node) = nodes.next_if(|node| &*node.file_name() < name) {
+            share.tally.problems.push(self.odd(number, &node));
+        }
+    }
+
+    fn odd(&self, number: u32, node: &StoredNode<'_>) -> Problem {
+        let path = self.made.layout.path(self.feed, number).join(node.file_name());
+        Problem::new(Effect::Weaker, Some(path), "it is in the backup although it was not pinned", "")
+    }
+
+    fn not_there(&self, place: usize, share: &mut Share) {
+        let path = self.feed.path(place).unwrap_or_default();
+        share.tally.problems.push(self.missing(place, &path));
+    }
+
+    /// A directory is not there, and with it nothing that it should hold.
+    fn none_there(&self, number: u32, share: &mut Share) {
+        self.made.layout.dir(number).place.into_iter().for_each(|place| self.not_there(place, share));
+        self.nothing_below(number, share);
+    }
+
+    fn nothing_below(&self, number: u32, share: &mut Share) {
+        let mut left = vec![number];
+        while let Some(number) = left.pop() {
+            for child in &self.made.layout.dir(number).children {
+                match child {
+                    Child::Places(places) => places.clone().for_each(|place| self.not_there(place, share)),
+                    Child::Dir(below) => {
+                        let place = self.made.layout.dir(*below).place;
+                        place.into_iter().for_each(|place| self.not_there(place, share));
+                        left.push(*below);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What stands in a directory cannot be read back.
+    fn lost(&self, number: u32, error: RepositoryError, share: &mut Share) {
+        if number == 0 {
+            share.failed = Some(error);
+            return;
+        }
+        let path = self.made.layout.path(self.feed, number);
+        let what = format!("what was stored of this directory cannot be read back: {error}");
+        share.tally.problems.push(Problem::missing(path, what, error.remedy()));
+        self.nothing_below(number, share);
+    }
+
+    fn missing(&self, place: usize, path: &Path) -> Problem {
+        match self.feed.fault(place) {
+            Some(fault) => Problem::missing(path, fault.what, fault.remedy),
+            None => Problem::missing(
+                path,
+                "it is not in the stored tree although nothing failed",
+                "take another backup; if it happens again, report it",
+            ),
+        }
+    }
+
+    fn wrong(&self, place: usize, node: &StoredNode<'_>) -> Option<Problem> {
+        let (kind, path) = (self.feed.kind(place)?, || self.feed.path(place).unwrap_or_default());
+        let size = self.feed.file_size(place).unwrap_or_default();
+        if let Some(what) = node.differs(kind, size) {
+            return Some(Problem::missing(path(), what, "take another backup"));
+        }
+        if *kind != Kind::File {
+            return None;
+        }
+        match content_length(node, self.blobs) {
+            Ok(length) if length == size => None,
+            Ok(length) => Some(Problem::missing(
+                path(),
+                format!("{} of its {} bytes are in the backup", length.0, size.0),
+                "take another backup",
+            )),
+            Err(what) => Some(Problem::missing(
+                path(),
+                what,
+                "run `restic repair index` (`restic rebuild-index` before 0.16), which forgets what is lost; \
+                 the next backup then stores it again",
+            )),
+        }
     }
 }
 
 /// How many bytes the stored parts of a file have together, if all of them are there.
-fn content_length(node: &StoredNode, blobs: Blobs<'_>) -> Result<Bytes, String> {
+fn content_length(node: &StoredNode<'_>, blobs: Blobs<'_>) -> Result<Bytes, String> {
     let content = node.content.as_deref().unwrap_or_default();
     blobs.index.measure(content).map(Bytes).map_err(|lost| match lost {
         Lost::Blob(name) => format!("its part {} is in no index", name.short()),
@@ -204,12 +332,12 @@ fn content_length(node: &StoredNode, blobs: Blobs<'_>) -> Result<Bytes, String> 
     })
 }
 
-fn lost_attributes(entry: &Entry) -> Option<Problem> {
-    let names: Vec<String> =
-        node::unstorable(&entry.meta.xattrs).map(|x| x.name.escape_ascii().to_string()).collect();
+fn lost_attributes(feed: &Feed, place: usize) -> Option<Problem> {
+    let unstorable = node::unstorable(feed.xattrs(place));
+    let names: Vec<String> = unstorable.map(|x| x.name.escape_ascii().to_string()).collect();
     (!names.is_empty()).then(|| {
         Problem::missing(
-            &entry.path,
+            feed.path(place).unwrap_or_default(),
             format!(
                 "its extended attributes {} cannot be stored: their names are not UTF-8",
                 names.join(", ")

@@ -18,6 +18,7 @@ mod disk;
 pub(crate) mod error;
 #[cfg(test)]
 mod faults;
+pub(crate) mod feed;
 mod gentle;
 mod keys;
 mod lock;

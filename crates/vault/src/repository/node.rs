@@ -1,4 +1,4 @@
-//! From an entry of a manifest to a node of a restic tree.
+//! What stands in a node of a restic tree, and what of an entry of a manifest it is.
 //!
 //! Crash story: pure functions, but for [`Names`], which reads the system's user and group files once.
 
@@ -11,10 +11,10 @@ use std::{
 
 use jiff::Timestamp;
 use model::{
-    entry::{Entry, Kind, Meta, Xattr},
+    entry::{Kind, Meta, Xattr},
     size::Bytes,
 };
-use rustic_core::repofile::{Metadata, Node, NodeType};
+use rustic_core::repofile::Node;
 
 /// Go's file mode bits, in which restic stores modes: <https://pkg.go.dev/io/fs#FileMode>.
 mod go {
@@ -84,30 +84,6 @@ fn group_name(gid: u32) -> Option<String> {
     Some(name.to_string_lossy().into_owned())
 }
 
-/// The node for an entry. Nothing for `/` itself, which has no name in a tree.
-pub(crate) fn node(entry: &Entry, ctime: Timestamp, names: &Names) -> Option<Node> {
-    let name = entry.path.file_name()?;
-    let meta = &entry.meta;
-    let written = Metadata {
-        mode: Some(mode_bits(&entry.kind, meta.mode)),
-        mtime: Some(meta.mtime),
-        atime: Some(meta.atime),
-        ctime: Some(ctime),
-        uid: Some(meta.uid),
-        gid: Some(meta.gid),
-        user: names.user(meta.uid),
-        group: names.group(meta.gid),
-        inode: meta.inode,
-        device_id: meta.device,
-        size: if entry.kind == Kind::File { meta.size.0 } else { 0 },
-        links: meta.links,
-        extended_attributes: Vec::new(),
-    };
-    let mut node = Node::new_node(name, node_type(&entry.kind), written);
-    node.meta.extended_attributes = attributes(&meta.xattrs);
-    Some(node)
-}
-
 /// The smallest time that marks a node as never to be trusted: the moment of the manifest, mirrored at the
 /// epoch, so that it is before it for every manifest of our times. See "Smudged times" in
 /// `docs/format/repository.md`.
@@ -120,19 +96,8 @@ pub(crate) fn is_smudged(ctime: Option<Timestamp>) -> bool {
     ctime.is_none_or(|time| time < Timestamp::UNIX_EPOCH)
 }
 
-fn node_type(kind: &Kind) -> NodeType {
-    match kind {
-        Kind::File => NodeType::File,
-        Kind::Dir => NodeType::Dir,
-        Kind::Symlink(target) => NodeType::from_link(target),
-        Kind::BlockDevice(device) => NodeType::Dev { device: *device },
-        Kind::CharDevice(device) => NodeType::Chardev { device: *device },
-        Kind::Fifo => NodeType::Fifo,
-    }
-}
-
 /// `st_mode` as Go writes it. (rustic_core's own mapping loses both bits of a character device.)
-fn mode_bits(kind: &Kind, mode: u32) -> u32 {
+pub(crate) fn mode_bits(kind: &Kind, mode: u32) -> u32 {
     let special = [(0o4000, go::SETUID), (0o2000, go::SETGID), (0o1000, go::STICKY)];
     let kind_bits = match kind {
         Kind::File => 0,
@@ -187,19 +152,6 @@ pub(crate) fn meta(kind: &Kind, node: &Node) -> Meta {
     }
 }
 
-/// Attributes whose names are UTF-8, as JSON needs them; [`unstorable`] has the others.
-fn attributes<A: serde::de::DeserializeOwned>(xattrs: &[Xattr]) -> Vec<A> {
-    use base64::{Engine, engine::general_purpose::STANDARD};
-    let storable = xattrs.iter().filter_map(|x| Some((std::str::from_utf8(&x.name).ok()?, &x.value)));
-    storable
-        .filter_map(|(name, value)| {
-            // rustic_core's type for an attribute has no public name; its written form is restic's.
-            let written = serde_json::json!({ "name": name, "value": STANDARD.encode(value) });
-            serde_json::from_value(written).ok()
-        })
-        .collect()
-}
-
 /// The attributes of an entry that no restic tree can hold, because their names are not UTF-8.
 pub(crate) fn unstorable(xattrs: &[Xattr]) -> impl Iterator<Item = &Xattr> {
     xattrs.iter().filter(|x| std::str::from_utf8(&x.name).is_err())
@@ -208,6 +160,56 @@ pub(crate) fn unstorable(xattrs: &[Xattr]) -> impl Iterator<Item = &Xattr> {
 /// The path of a child.
 pub(crate) fn child(parent: &Path, node: &Node) -> std::path::PathBuf {
     parent.join(OsStr::new(&node.name()))
+}
+
+/// The node that rustic_core would make of an entry.
+#[cfg(test)]
+pub(crate) fn library_node(
+    entry: &model::entry::Entry,
+    names: &Names,
+    content: Option<&[crate::archiver::Name]>,
+    subtree: Option<crate::archiver::Name>,
+) -> Node {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    use rustic_core::{
+        DataId, TreeId,
+        repofile::{Metadata, NodeType},
+    };
+
+    let meta = &entry.meta;
+    let written = Metadata {
+        mode: Some(mode_bits(&entry.kind, meta.mode)),
+        mtime: Some(meta.mtime),
+        atime: Some(meta.atime),
+        ctime: Some(meta.ctime),
+        uid: Some(meta.uid),
+        gid: Some(meta.gid),
+        user: names.user(meta.uid),
+        group: names.group(meta.gid),
+        inode: meta.inode,
+        device_id: meta.device,
+        size: if entry.kind == Kind::File { meta.size.0 } else { 0 },
+        links: meta.links,
+        extended_attributes: Vec::new(),
+    };
+    let kind = match &entry.kind {
+        Kind::File => NodeType::File,
+        Kind::Dir => NodeType::Dir,
+        Kind::Symlink(target) => NodeType::from_link(target),
+        Kind::BlockDevice(device) => NodeType::Dev { device: *device },
+        Kind::CharDevice(device) => NodeType::Chardev { device: *device },
+        Kind::Fifo => NodeType::Fifo,
+    };
+    let mut node = Node::new_node(entry.path.file_name().unwrap_or_default(), kind, written);
+    let storable = meta.xattrs.iter().filter_map(|x| Some((std::str::from_utf8(&x.name).ok()?, &x.value)));
+    // rustic_core's type for an attribute has no public name; its written form is restic's.
+    let attributes = storable.filter_map(|(name, value)| {
+        serde_json::from_value(serde_json::json!({ "name": name, "value": STANDARD.encode(value) })).ok()
+    });
+    node.meta.extended_attributes = attributes.collect();
+    node.content = content.map(|names| names.iter().map(|name| DataId::from(name.id())).collect());
+    node.subtree = subtree.map(|name| TreeId::from(name.id()));
+    node
 }
 
 #[cfg(test)]

@@ -33,10 +33,10 @@ use super::{
     backend::Backend,
     compare::compare,
     error::{RepositoryError, while_doing},
+    feed::Feed,
     lock::{Lock, LockKind},
     open::Repository,
     snapshot,
-    source::Feed,
 };
 use crate::archiver::{Archiver, Base, Blobs, Carry, Name, Pass, packs};
 
@@ -173,9 +173,15 @@ impl Repository {
         let ahead = self.archive(&feed, &bases, None, (progress, Stage::StoringAhead, total), |pass| {
             archiver.store_ahead(pass)
         })?;
+        let read = feed.bytes_read();
+        // What was stored ahead before is to be added to, not copied.
+        drop((feed, bases));
         let session = self.session()?;
-        session.ahead = Some(ahead);
-        session.read_ahead += feed.bytes_read();
+        session.ahead = Some(match session.ahead.take() {
+            Some(before) => before.and(ahead),
+            None => ahead,
+        });
+        session.read_ahead += read;
         Ok(())
     }
 
@@ -190,19 +196,20 @@ impl Repository {
         let total = manifest.bytes();
         let feed = Feed::new(manifest, record_entries(cut)?, known_of(&bases), self.gentle.clone());
         let carry = self.begin_carry()?;
-        let root =
+        let made =
             self.archive(&feed, &bases, carry.as_ref(), (progress, Stage::Storing, total), |pass| {
                 archiver.store(pass)
             })?;
+        let root = made.root();
         if let Some(carry) = &carry {
             carry.carried(&feed, &bases);
         }
-        drop(bases);
 
         progress.begin(Stage::Comparing, None);
         archiver.index.note_packs(&packs(&self.backend)?);
         let blobs = Blobs { backend: &self.backend, key: &self.locks.key, index: &archiver.index };
-        let tally = compare(&feed, blobs, root, &cut.path())?;
+        let tally = compare(&made, blobs, root, &cut.path())?;
+        drop(made);
         progress.end();
 
         let bytes_added = self.backend.written();
@@ -241,11 +248,12 @@ impl Repository {
             .collect();
         let total = manifest.bytes();
         let feed = Feed::new(Arc::new(manifest), Vec::new(), Vec::new(), self.gentle.clone());
-        let root = self
+        let made = self
             .archive(&feed, &bases, None, (progress, Stage::Storing, total), |pass| archiver.store(pass))?;
+        let root = made.root();
         archiver.index.note_packs(&packs(&self.backend)?);
         let blobs = Blobs { backend: &self.backend, key: &self.locks.key, index: &archiver.index };
-        let tally = compare(&feed, blobs, root, Path::new(""))?;
+        let tally = compare(&made, blobs, root, Path::new(""))?;
         Ok((root.id().into(), tally.problems))
     }
 
@@ -263,13 +271,13 @@ impl Repository {
     }
 
     /// Does a pass over a feed as a stage that can be stopped.
-    fn archive<T>(
-        &self,
-        feed: &Feed,
-        bases: &[Base],
-        carry: Option<&Carry>,
+    fn archive<'s, T>(
+        &'s self,
+        feed: &'s Feed,
+        bases: &'s [Base],
+        carry: Option<&'s Carry>,
         (progress, stage, total): (&dyn Progress, Stage, Bytes),
-        pass: impl FnOnce(Pass<'_>) -> Result<T, RepositoryError>,
+        pass: impl FnOnce(Pass<'s>) -> Result<T, RepositoryError>,
     ) -> Result<T, RepositoryError> {
         let (backend, meter) = (self.backend.as_ref(), &self.meter);
         let stoppable = Stopping { progress, feed, backend };

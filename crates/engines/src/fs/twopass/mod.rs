@@ -25,7 +25,9 @@ mod stage;
 mod table;
 mod together;
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap, num::NonZeroU32, ops::ControlFlow, path::PathBuf, sync::Arc, time::Duration,
+};
 
 use jiff::Timestamp;
 use model::{
@@ -42,7 +44,7 @@ use model::{
 use os::{
     durable::create_dirs,
     staging::Staging,
-    tree::{Census, Vanished},
+    tree::{Census, Course, Vanished},
 };
 
 use self::{
@@ -50,7 +52,7 @@ use self::{
     mapped::Suspects,
     pin::TreePin,
     stage::{Outcome, Round},
-    table::{Place, Table},
+    table::{AHEAD, Place, Table},
 };
 use super::scope::{Look, Scope};
 
@@ -75,6 +77,8 @@ pub struct Limits {
     /// Files that are smaller than this are stored ahead in the fast form too. 0 for whoever needs a pinned copy of
     /// every file.
     pub ahead: Bytes,
+    /// So many files are handed over together to be stored ahead: what is known of each takes 100 bytes meanwhile.
+    pub part: usize,
 }
 
 /// So many files of the first pass are looked at together: their entries are in memory meanwhile.
@@ -88,9 +92,12 @@ const WORTH_A_WAIT: Bytes = Bytes(64 << 20);
 /// nothing to do then needs no round after it. The pin looks at what has changed since.
 const FRESH: Duration = Duration::from_secs(5);
 
+/// The same of a first pass that found something to store ahead, when that is done: somebody writes there.
+const STILL_FRESH: Duration = Duration::from_secs(1);
+
 impl Default for Limits {
     fn default() -> Self {
-        Self { staged: Bytes(256 << 20), ahead: small::SMALL }
+        Self { staged: Bytes(256 << 20), ahead: small::SMALL, part: 1 << 18 }
     }
 }
 
@@ -122,10 +129,12 @@ pub struct TreePinner {
     clonable: HashMap<u64, bool>,
     /// What the unlocked rounds have copied.
     copied: Bytes,
-    /// When a first pass began that found nothing to do.
-    idle_since: Option<Moment>,
+    /// Until when no round is needed after a first pass that left nothing to do for one.
+    idle_until: Option<Moment>,
     /// A look before the first pass, and when it began.
     looked: Option<(Moment, Look)>,
+    /// How far the first pass was handed over to be stored ahead, and when it began.
+    ahead: Option<(Course, Timestamp)>,
 }
 
 impl TreePinner {
@@ -157,8 +166,9 @@ impl TreePinner {
             copies: None,
             clonable: HashMap::new(),
             copied: Bytes(0),
-            idle_since: None,
+            idle_until: None,
             looked: None,
+            ahead: None,
         })
     }
 
@@ -232,7 +242,7 @@ impl TreePinner {
         copies: &Copies,
     ) -> Result<Sorted, Failure> {
         let mut sorted = Sorted::default();
-        census.mark_files(&mut |path, stamp| known.has(path, stamp).then(|| Place::Parent.mark()).flatten());
+        census.mark_all_files(&|path, stamp| known.has(path, stamp).then(|| Place::Parent.mark()).flatten());
         let mut round = Round::new(self, copies, started, None);
         let ahead = round.pinner.limits.ahead;
         for spots in census.unmarked_files().chunks(TOGETHER) {
@@ -247,24 +257,31 @@ impl TreePinner {
         }
         let table = &self.table;
         census.mark_files(&mut |path, stamp| match stamp.size < ahead {
-            true => stamp.is_settled_at(started).then(|| Place::Parent.mark()).flatten(),
-            false => table.trusted(path, stamp).and_then(Place::mark),
+            true => stamp.is_settled_at(started).then_some(AHEAD),
+            false => table.trusted(path, stamp).and_then(Place::mark_ahead),
         });
         Ok(sorted)
     }
 
-    /// The files that are neither cloned nor in a parent.
-    fn to_be_stored(&self, census: &Census, known: &Known, started: Timestamp) -> Manifest {
-        let (mut entries, ahead) = (Entries::default(), self.limits.ahead);
-        census.each(&mut |_, _, entry| {
+    /// The next files that are neither cloned nor in a parent.
+    fn next_to_be_stored(&mut self, census: &Census, known: &Known) -> Option<Manifest> {
+        let (mut course, taken_at) = self.ahead.take()?;
+        let (mut entries, Limits { ahead, part, .. }) = (Entries::default(), self.limits);
+        // What has another mark is in a parent or was cloned.
+        let is_asked = |mark: Option<NonZeroU32>| mark.is_none_or(|mark| mark == AHEAD);
+        census.go_on(&mut course, &is_asked, &mut |_, _, entry| {
             let is_ahead = || entry.meta.size < ahead || self.table.place(&entry.path) == Some(Place::Parent);
             let is_new =
                 entry.kind == Kind::File && is_ahead() && !known.has(&entry.path, &entry.meta.stamp());
             if is_new {
                 entries.push(entry);
             }
+            if entries.len() >= part { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        Manifest { taken_at: started, entries }
+        if entries.len() >= part {
+            self.ahead = Some((course, taken_at));
+        }
+        (!entries.is_empty()).then_some(Manifest { taken_at, entries })
     }
 
     fn shrink(
@@ -305,15 +322,8 @@ impl TreePinner {
 }
 
 /// What the files hold whose stamps cannot be trusted yet.
-fn young(census: &mut Census, started: Timestamp) -> Bytes {
-    let mut bytes = Bytes(0);
-    census.mark_files(&mut |_, stamp| {
-        if !stamp.is_settled_at(started) {
-            bytes = bytes + stamp.size;
-        }
-        None
-    });
-    bytes
+fn young(census: &Census, started: Timestamp) -> Bytes {
+    census.stamps().filter(|stamp| !stamp.is_settled_at(started)).map(|stamp| stamp.size).sum()
 }
 
 impl Pinner for TreePinner {
@@ -344,18 +354,24 @@ impl Pinner for TreePinner {
             }
             let sorted = pinner.first_pass(census, look.started, known, &copies)?;
             pinner.suspects.look(census)?;
-            let is_idle = sorted == Sorted::default() && census.unmarked_files().is_empty();
-            pinner.idle_since = is_idle.then_some(begun);
-            Ok(sorted.any_new.then(|| pinner.to_be_stored(census, known, look.started)))
+            let is_idle = !sorted.any_cloned && census.unmarked_files().is_empty();
+            let fresh = if sorted.any_new { STILL_FRESH } else { FRESH };
+            pinner.idle_until = is_idle.then(|| begun.after(fresh));
+            pinner.ahead = sorted.any_new.then(|| (Course::default(), look.started));
+            Ok(pinner.next_to_be_stored(census, known))
         })
     }
 
+    fn more_ahead(&mut self, known: &Known) -> Option<Manifest> {
+        let census = Arc::clone(&self.census);
+        self.next_to_be_stored(&census, known)
+    }
+
     fn round(&mut self) -> Result<Difference, Failure> {
+        self.ahead = None;
         let copies = self.copies()?;
         self.refuse_while_pinned(&copies)?;
-        if let Some(begun) = self.idle_since.take()
-            && self.clock.moment().since(begun) < FRESH
-        {
+        if self.idle_until.take().is_some_and(|until| self.clock.moment() < until) {
             return Ok(Difference::default());
         }
         self.with_census(|pinner, census| {

@@ -82,7 +82,7 @@ impl Pin for TreePin {
         // What stands above the tree comes before it: then everything is in order as it is put in.
         entries.extend(way(&self.look.resolved));
         census.each(&mut |spot, mark, mut entry| {
-            match spot.and_then(|spot| brought.files.remove(&spot)) {
+            match spot.filter(|_| !brought.files.is_empty()).and_then(|spot| brought.files.remove(&spot)) {
                 Some(Some(brought)) => entry = brought,
                 Some(None) => return,
                 None => {

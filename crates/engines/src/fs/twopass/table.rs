@@ -25,19 +25,30 @@ pub(super) enum Place {
     },
 }
 
+/// The mark of a file that is stored ahead.
+pub(super) const AHEAD: NonZeroU32 = NonZeroU32::MAX;
+
 impl Place {
     /// As a mark in a census, where the table is not at hand.
     pub(super) fn mark(self) -> Option<NonZeroU32> {
         match self {
             Self::Parent => Some(NonZeroU32::MIN),
-            Self::Staged { number, .. } => number.checked_add(2).and_then(NonZeroU32::new),
+            Self::Staged { number, .. } => {
+                number.checked_add(2).and_then(NonZeroU32::new).filter(|mark| *mark < AHEAD)
+            }
         }
+    }
+
+    /// As [`Self::mark`], of what is only going to be in a parent, when it has been stored ahead.
+    pub(super) fn mark_ahead(self) -> Option<NonZeroU32> {
+        if self == Self::Parent { Some(AHEAD) } else { self.mark() }
     }
 
     /// The place that a mark means; whose copy it is, it does not say.
     pub(super) fn of_mark(mark: NonZeroU32) -> Option<Self> {
         match mark.get() {
             1 => Some(Self::Parent),
+            _ if mark == AHEAD => Some(Self::Parent),
             staged => Some(Self::Staged { number: staged.checked_sub(2)?, own: false }),
         }
     }

@@ -187,7 +187,7 @@ impl<'p, 'a> Looker<'p, 'a> {
             }
             FileType::RegularFile | FileType::Directory | FileType::Fifo => {}
         }
-        match self.xattrs.read(path) {
+        match self.xattrs.read_in(dir, name, path) {
             Ok((xattrs, unread)) => {
                 extra.xattrs = xattrs;
                 extra.unread = unread.first().map(|unread| attribute_unread(path, unread));

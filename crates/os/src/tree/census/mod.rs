@@ -33,9 +33,14 @@ use std::{
     ffi::CString,
     io,
     num::NonZeroU32,
+    ops::ControlFlow,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
 };
 
 use jiff::Timestamp;
@@ -53,6 +58,9 @@ use super::rules::Vanished;
 use crate::mounts::Mounts;
 
 pub use again::Changes;
+
+/// More threads than this are not worth their making for marks.
+const MOST_MARKERS: usize = 8;
 
 /// How many names one piece of work has at most.
 const PIECE: usize = 1024;
@@ -96,6 +104,14 @@ pub enum Stopped {
 pub struct Spot {
     folder: u32,
     member: usize,
+}
+
+/// How far a census was handed out.
+#[derive(Debug, Default)]
+pub struct Course {
+    begun: bool,
+    /// Directories that are being handed out, each with the member that is next.
+    levels: Vec<(u32, usize)>,
 }
 
 /// Every name of a tree, with 104 bytes and the name for each.
@@ -142,15 +158,35 @@ impl Census {
         spots
     }
 
+    /// The stamps of the regular files.
+    pub fn stamps(&self) -> impl Iterator<Item = Stamp> {
+        let members = self.folders.iter().flatten().flat_map(|folder| &folder.members);
+        members.filter(|member| member.is_file()).map(|member| member.record.stamp())
+    }
+
+    /// As [`Self::mark_files`], by all processors.
+    pub fn mark_all_files(&mut self, mark: &(dyn Fn(&Path, &Stamp) -> Option<NonZeroU32> + Sync)) {
+        let folders = Mutex::new(self.folders.iter_mut().flatten());
+        let work = || {
+            loop {
+                // Not in the loop's head: the lock would be held meanwhile.
+                let next = folders.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some(folder) = next else { break };
+                folder.mark_files(&mut |path, stamp| mark(path, stamp));
+            }
+        };
+        thread::scope(|scope| {
+            let others = thread::available_parallelism().map_or(0, |cores| cores.get().min(MOST_MARKERS) - 1);
+            // Where no thread can be made, those that are there do the work.
+            (0..others).for_each(|_| drop(thread::Builder::new().spawn_scoped(scope, work)));
+            work();
+        });
+    }
+
     /// Marks regular files that have no mark, where `mark` says so. A mark stays until the file is otherwise than it
     /// was at the last look.
     pub fn mark_files(&mut self, mark: &mut dyn FnMut(&Path, &Stamp) -> Option<NonZeroU32>) {
-        for folder in self.folders.iter_mut().flatten() {
-            let Folder { path, names, members, .. } = folder;
-            for member in members.iter_mut().filter(|m| m.mark.is_none() && m.is_file()) {
-                member.mark = mark(&record::join(path, names.at(member.name)), &member.record.stamp());
-            }
-        }
+        self.folders.iter_mut().flatten().for_each(|folder| folder.mark_files(mark));
     }
 
     /// Takes the marks away that this accepts.
@@ -180,22 +216,44 @@ impl Census {
     /// Hands out everything that is stored, in the order of [`tree_order`], with its mark. Regular files have
     /// [`model::entry::Body::Carried`] until somebody knows better.
     pub fn each(&self, each: &mut dyn FnMut(Option<Spot>, Option<NonZeroU32>, Entry)) {
+        let mut all = Course::default();
+        self.go_on(&mut all, &|_| true, &mut |spot, mark, entry| {
+            each(spot, mark, entry);
+            ControlFlow::Continue(())
+        });
+    }
+
+    /// The same from where a course stands, of those whose mark `is_asked` wants, until `each` breaks it off or all is
+    /// handed out. The census has to be the same all the while.
+    pub fn go_on(
+        &self,
+        course: &mut Course,
+        is_asked: &dyn Fn(Option<NonZeroU32>) -> bool,
+        each: &mut dyn FnMut(Option<Spot>, Option<NonZeroU32>, Entry) -> ControlFlow<()>,
+    ) {
         let Some(root) = self.folder(0) else { return };
-        if let Some(entry) = self.root.as_ref().and_then(|member| member.entry(root.path.clone())) {
-            each(None, None, entry);
+        if !std::mem::replace(&mut course.begun, true) {
+            course.levels.push((0, 0));
+            let asked = self.root.as_ref().filter(|member| is_asked(member.mark));
+            let entry = asked.and_then(|member| member.entry(root.path.clone()));
+            if entry.is_some_and(|entry| each(None, None, entry).is_break()) {
+                return;
+            }
         }
-        let mut levels = vec![(0, 0)];
-        while let Some((index, next)) = levels.last_mut() {
+        while let Some((index, next)) = course.levels.last_mut() {
             let (index, member) = (*index, std::mem::replace(next, *next + 1));
             let Some((folder, known)) = self.folder(index).and_then(|f| Some((f, f.members.get(member)?)))
             else {
-                levels.pop();
+                course.levels.pop();
                 continue;
             };
-            if let Some(entry) = known.entry(folder.path_of(known)) {
-                each(Some(Spot { folder: index, member }), known.mark, entry);
+            course.levels.extend(known.folder.map(|below| (below.get(), 0)));
+            if is_asked(known.mark)
+                && let Some(entry) = known.entry(folder.path_of(known))
+                && each(Some(Spot { folder: index, member }), known.mark, entry).is_break()
+            {
+                return;
             }
-            levels.extend(known.folder.map(|below| (below.get(), 0)));
         }
     }
 

@@ -17,7 +17,7 @@ use model::{
 };
 use rustix::fs::{FileType, Statx};
 
-use crate::tree::meta::{device, in_range, is_mount_point};
+use crate::tree::meta::{device, is_mount_point, time};
 
 /// What `statx` said of a name: 72 bytes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -93,8 +93,8 @@ impl Record {
     pub(super) fn stamp(&self) -> Stamp {
         Stamp {
             size: Bytes(self.size),
-            mtime: in_range(nanos(self.mtime, self.mtime_nanos)).as_nanosecond(),
-            ctime: in_range(self.ctime()).as_nanosecond(),
+            mtime: time(self.mtime, self.mtime_nanos).as_nanosecond(),
+            ctime: time(self.ctime, self.ctime_nanos).as_nanosecond(),
             inode: self.inode,
         }
     }
@@ -105,9 +105,9 @@ impl Record {
             uid: self.uid,
             gid: self.gid,
             size: Bytes(self.size),
-            mtime: in_range(nanos(self.mtime, self.mtime_nanos)),
-            atime: in_range(nanos(self.atime, self.atime_nanos)),
-            ctime: in_range(self.ctime()),
+            mtime: time(self.mtime, self.mtime_nanos),
+            atime: time(self.atime, self.atime_nanos),
+            ctime: time(self.ctime, self.ctime_nanos),
             inode: self.inode,
             device,
             links: u64::from(self.links),
@@ -310,6 +310,16 @@ impl Folder {
 
     pub(super) fn name(&self, member: &Member) -> &CStr {
         self.names.at(member.name)
+    }
+
+    pub(super) fn mark_files(&mut self, mark: &mut dyn FnMut(&Path, &Stamp) -> Option<NonZeroU32>) {
+        let Self { path, names, members, .. } = self;
+        let mut inside = path.clone();
+        for member in members.iter_mut().filter(|m| m.mark.is_none() && m.is_file()) {
+            inside.push(OsStr::from_bytes(names.at(member.name).to_bytes()));
+            member.mark = mark(&inside, &member.record.stamp());
+            inside.pop();
+        }
     }
 
     pub(super) fn path_of(&self, member: &Member) -> PathBuf {

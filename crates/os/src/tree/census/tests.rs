@@ -6,6 +6,7 @@ use std::{
     collections::HashSet,
     fs,
     num::NonZeroU32,
+    ops::ControlFlow,
     os::unix::{
         fs::{PermissionsExt, symlink},
         net::UnixListener,
@@ -20,7 +21,7 @@ use model::{
     problem::{Effect, Problem},
 };
 
-use super::{Census, Changes, Pass, Stopped};
+use super::{Census, Changes, Course, Pass, Stopped};
 use crate::{
     mounts::Mounts,
     tree::{Vanished, clock_of_stamps},
@@ -180,6 +181,19 @@ fn marks_stay_as_long_as_the_file_does() {
     census.unmark(&tree.at("a/deep/file"));
     census.unmark(Path::new("/elsewhere"));
     assert!(unmarked(&census).contains(&tree.at("a/deep/file")));
+    // In parts it is the same.
+    let (mut course, mut parts) = (Course::default(), Vec::new());
+    loop {
+        let before = parts.len();
+        census.go_on(&mut course, &|_| true, &mut |_, _, entry| {
+            parts.push(entry.path);
+            if parts.len() == before + 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        if parts.len() < before + 2 {
+            break;
+        }
+    }
+    assert!(parts.iter().eq(entries(&census).iter().map(|entry| &entry.path)));
     let mut marked = Vec::new();
     census.each(&mut |_, mark, entry| marked.extend(mark.map(|_| entry.path)));
     assert_eq!(marked, [tree.at("a/one"), tree.at("a/two")]);

@@ -3,6 +3,7 @@
 
 use std::{
     fs::{self, File},
+    ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -23,6 +24,7 @@ use super::{
 const PAGE: u64 = 16 * 1024;
 pub const FIRST: &str = "pages, first";
 pub const NIGHT: &str = "pages, a later night: 1 % changed";
+pub const TINY: &str = "tiny files, first";
 /// Scattered updates before the first backup.
 const AGEING: Duration = Duration::from_secs(20);
 /// Files in a directory.
@@ -58,7 +60,7 @@ pub fn run(options: &Options) {
 fn pages(options: &Options, dir: &Path, server: PrivateServer, size: String) {
     let data = server.datadir().to_owned();
     println!("{size}: {}", super::machine::said("du", &["-sh", &data.to_string_lossy()]));
-    let bench = Bench { options, dir, data: data.clone(), size, has_pages: true };
+    let bench = Bench { options, dir, data: data.clone(), size, has_pages: true, is_alone: false };
     bench.first(FIRST);
     let mut random = StdRng::seed_from_u64(1);
     let mut nights = bench.tools();
@@ -116,6 +118,7 @@ fn small(options: &Options, dir: &Path) {
         data: data.clone(),
         size: format!("{} files", options.small),
         has_pages: false,
+        is_alone: false,
     };
     bench.first("small files, first");
     bench.each("small files, unchanged", |_| {});
@@ -126,26 +129,26 @@ fn small(options: &Options, dir: &Path) {
     let _ = fs::remove_dir_all(&data);
 }
 
-/// So many files that the memory for them shows.
+/// So many files that the memory for them shows; before that, by Stillpoint alone, a quarter of them, for how the time
+/// grows.
 fn many(options: &Options, dir: &Path) {
     let data = dir.join("many");
-    for number in 0..options.million {
-        let below = data.join((number / TOGETHER).to_string());
-        if number % TOGETHER == 0 {
-            fs::create_dir_all(&below).expect("a directory");
-        }
-        fs::write(below.join(number.to_string()), number.to_string()).expect("a file");
-    }
     let once = Options { runs: 1, ..options.clone() };
-    let bench = Bench {
-        options: &once,
-        dir,
-        data: data.clone(),
-        size: format!("{} files", options.million),
-        has_pages: false,
-    };
-    bench.first("tiny files, first");
-    bench.clear();
+    let mut made = 0;
+    for (count, is_alone) in [(options.million / 4, true), (options.million, false)] {
+        make_tiny(&data, made..count);
+        made = count;
+        let bench = Bench {
+            options: &once,
+            dir,
+            data: data.clone(),
+            size: format!("{count} files"),
+            has_pages: false,
+            is_alone,
+        };
+        bench.first(TINY);
+        bench.clear();
+    }
     let _ = fs::remove_dir_all(&data);
 }
 
@@ -156,6 +159,8 @@ struct Bench<'a> {
     data: PathBuf,
     size: String,
     has_pages: bool,
+    /// The others are not measured, only how Stillpoint's own figures grow.
+    is_alone: bool,
 }
 
 impl Bench<'_> {
@@ -164,7 +169,8 @@ impl Bench<'_> {
         let only = &self.options.only;
         let is_here = |tool: &Tool| {
             let is_asked_for = only.is_empty() || only.iter().any(|name| tool.name().starts_with(name));
-            is_asked_for && (self.has_pages || *tool != Tool::StillpointReading)
+            let is_of_pages = *tool == Tool::StillpointReading;
+            is_asked_for && (self.has_pages || !is_of_pages) && (!self.is_alone || *tool == Tool::Stillpoint)
         };
         ALL.into_iter().filter(is_here).map(|tool| (tool, vec![])).collect()
     }
@@ -302,6 +308,16 @@ fn make_small(data: &Path, count: u64) {
         let mut bytes = vec![b'x'; size];
         random.fill_bytes(&mut bytes[..size / 2]);
         fs::write(path, bytes).expect("a file");
+    }
+}
+
+fn make_tiny(data: &Path, numbers: Range<u64>) {
+    for number in numbers {
+        let below = data.join((number / TOGETHER).to_string());
+        if number % TOGETHER == 0 {
+            fs::create_dir_all(&below).expect("a directory");
+        }
+        fs::write(below.join(number.to_string()), number.to_string()).expect("a file");
     }
 }
 

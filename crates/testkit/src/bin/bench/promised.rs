@@ -1,7 +1,7 @@
 //! What the project promised of the archiver, beside what was measured: ratios of rows of the same size.
 
 use super::{
-    archive::{FIRST, NIGHT},
+    archive::{FIRST, NIGHT, TINY},
     peer::Tool,
 };
 
@@ -34,7 +34,11 @@ const SMALLER: [(&str, Tool, f64); 4] = [
 ];
 /// Megabytes of memory.
 const MEMORIES: [(&str, f64); 3] =
-    [("pages, restore", 150.0), ("small files, restore", 150.0), ("tiny files, first", 400.0)];
+    [("pages, restore", 150.0), ("small files, restore", 150.0), (TINY, 400.0)];
+
+/// The most time for each of many files, as a multiple of the time for each of fewer: it grows with their number and no
+/// faster.
+const LINEAR: f64 = 1.2;
 
 /// Lines for the page.
 pub fn lines(rows: &[Vec<String>]) -> Vec<String> {
@@ -71,8 +75,33 @@ pub fn lines(rows: &[Vec<String>]) -> Vec<String> {
                 ));
             }
         }
+        if is((TINY, Tool::Stillpoint)) {
+            told.extend(fewest(rows, ours).map(|fewer| growth(&named, ours, fewer)));
+        }
     }
     told
+}
+
+/// The row of the same case with the fewest files, if there are fewer than in this one.
+fn fewest<'a>(rows: &'a [Vec<String>], ours: &[String]) -> Option<&'a Vec<String>> {
+    let same = rows.iter().filter(|row| row[CASE] == ours[CASE] && row[TOOL] == ours[TOOL]);
+    let least = same.min_by(|a, b| files(a).total_cmp(&files(b)))?;
+    (files(least) < files(ours)).then_some(least)
+}
+
+fn growth(named: &str, ours: &[String], fewer: &[String]) -> String {
+    let (times, more) = (number(&ours[WALL]) / number(&fewer[WALL]), files(ours) / files(fewer));
+    format!(
+        "{named}: {times:.1} times the time of {}, for {more:.1} times as many; to reach: {:.1}{}",
+        fewer[SIZE],
+        more * LINEAR,
+        mark(times <= more * LINEAR)
+    )
+}
+
+/// How many files a row is about.
+fn files(row: &[String]) -> f64 {
+    row[SIZE].split(' ').next().map_or(f64::NAN, number)
 }
 
 /// The least of a column among the other tools in the same case.
@@ -98,6 +127,20 @@ mod tests {
 
     fn row(tool: &str, wall: &str, grew: &str) -> Vec<String> {
         ["pages, first", "2 GB", tool, "3", wall, "1.0", "100.0", grew, "today"].map(str::to_owned).into()
+    }
+
+    #[test]
+    fn the_time_for_many_files_grows_with_their_number() {
+        let row = |size: &str, wall: &str| {
+            ["tiny files, first", size, "stillpoint", "1", wall, "1.0", "300.0", "0.1", "today"]
+                .map(str::to_owned)
+                .into()
+        };
+        let told = lines(&[row("1000000 files", "13.0"), row("250000 files", "3.0")]);
+        let growth = "tiny files, first, 1000000 files, stillpoint: 4.3 times the time of 250000 files, for 4.0 times as many; \
+                      to reach: 4.8";
+        assert!(told.contains(&growth.to_owned()), "{told:?}");
+        assert_eq!(told.iter().filter(|line| line.contains("the time of")).count(), 1);
     }
 
     #[test]
