@@ -47,7 +47,7 @@ impl Aligned {
     /// Makes it so long. What is in it stays; what comes to it has any content.
     pub fn resize(&mut self, length: usize) {
         if length > self.capacity() {
-            let mut bytes = vec![0; length.max(LEAST) + BLOCK];
+            let mut bytes = vec![0; length.next_power_of_two().max(LEAST) + BLOCK];
             let from = bytes.as_ptr().align_offset(BLOCK);
             bytes[from..from + self.length].copy_from_slice(self);
             (self.bytes, self.from) = (bytes, from);

@@ -22,6 +22,9 @@ use crate::{
 /// What takes the bytes of a file, in order. A failure ends the reading and is handed through.
 pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<(), Failure> + 'a;
 
+/// What takes whole files: the number of each, and its content.
+pub type Take<'a> = dyn FnMut(usize, Result<&[u8], Failure>) + 'a;
+
 /// What gives the bytes of a file from an offset on: fills the front of the buffer, and says how much; 0 at the end.
 pub type Tap<'a> = dyn FnMut(u64, &mut [u8]) -> Result<usize, Failure> + 'a;
 
@@ -68,6 +71,16 @@ pub trait Contents: Sync {
     /// # Errors
     /// [`crate::port::FailureKind::Damaged`] if stored bytes are missing or wrong; else what the sink says.
     fn read(&self, item: usize, range: Range<u64>, sink: &mut Sink<'_>) -> Result<(), Failure>;
+    /// Hands over the content of these regular files, each as a whole, in order, with its number among them; of one that
+    /// cannot be read, why. For small ones, which are read together.
+    fn read_each(&self, items: &[usize], take: &mut Take<'_>) {
+        for (number, item) in items.iter().enumerate() {
+            match read_whole(self, *item) {
+                Ok(content) => take(number, Ok(&content)),
+                Err(failure) => take(number, Err(failure)),
+            }
+        }
+    }
     /// Whether what the tap gives is the content of that file, in all its parts that begin within the range, and nothing
     /// more behind the last of all: by the cryptographic names of the parts, without reading what is stored.
     ///
@@ -79,6 +92,20 @@ pub trait Contents: Sync {
     fn copies(&self) -> &[ReferenceFile] {
         &[]
     }
+}
+
+/// The content of a regular file.
+///
+/// # Errors
+/// As [`Contents::read`].
+pub fn read_whole<C: Contents + ?Sized>(contents: &C, item: usize) -> Result<Vec<u8>, Failure> {
+    let size = contents.listing().entries().get(item).map_or(0, |entry| entry.meta.size.0);
+    let mut content = Vec::new();
+    contents.read(item, 0..size, &mut |bytes| {
+        content.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    Ok(content)
 }
 
 /// The machine that a backup is restored on.

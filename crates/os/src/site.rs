@@ -21,6 +21,7 @@ use crate::process;
 mod attributes;
 mod beside;
 mod direct;
+mod flush;
 mod old;
 mod reached;
 mod survey;

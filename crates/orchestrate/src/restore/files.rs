@@ -62,13 +62,35 @@ pub(super) fn write(
                 crew.note(file.file, done);
             }
         }
-        None => {
-            for file in groups[number - stretches.len()].iter().take_while(|_| !crew.is_ended()) {
-                crew.note(*file, write_whole(job, beside, *file));
-            }
-        }
+        None => write_group(job, beside, groups[number - stretches.len()], &crew),
     });
     crew.result()
+}
+
+/// Small files are read together.
+fn write_group(job: &Job<'_>, beside: &dyn Beside, files: &[(usize, usize)], crew: &Crew<'_>) {
+    const TOGETHER: u64 = 1 << 20;
+    let size = |file: &(usize, usize)| job.contents.listing().entries()[file.1].meta.size.0;
+    let mut rest = files;
+    while !rest.is_empty() && !crew.is_ended() {
+        let mut bytes = 0;
+        let mut is_small = |file: &(usize, usize)| {
+            bytes += size(file);
+            bytes <= TOGETHER
+        };
+        let count = rest.iter().take_while(|file| is_small(file)).count();
+        let (together, behind) = rest.split_at(count.max(1));
+        rest = behind;
+        if count < 2 {
+            together.iter().for_each(|file| crew.note(*file, write_whole(job, beside, *file)));
+            continue;
+        }
+        let items: Vec<usize> = together.iter().map(|file| file.1).collect();
+        job.contents.read_each(&items, &mut |number, content| {
+            let file = together[number];
+            crew.note(file, content.and_then(|content| write_content(job, beside, file, content)));
+        });
+    }
 }
 
 /// Files of one directory, as many as one thread writes before it looks for others.
@@ -309,6 +331,21 @@ fn write_whole(
     let entry = &job.contents.listing().entries()[item];
     let writing = beside.file(part, entry)?;
     write_stretch(job, &*writing, item, 0..entry.meta.size.0)?;
+    writing.finish()
+}
+
+fn write_content(
+    job: &Job<'_>,
+    beside: &dyn Beside,
+    (part, item): (usize, usize),
+    content: &[u8],
+) -> Result<Finished, Failure> {
+    let entry = &job.contents.listing().entries()[item];
+    let writing = beside.file(part, entry)?;
+    let mut stretch = writing.stretch(0..entry.meta.size.0)?;
+    stretch.append(content)?;
+    stretch.end()?;
+    job.progress.advance(Bytes(content.len() as u64));
     writing.finish()
 }
 

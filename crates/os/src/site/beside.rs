@@ -27,7 +27,7 @@ use rustix::fs::{AtFlags, FileType, Mode};
 
 use super::{
     attributes::{Place, Setter, forget_inherited, open_dir},
-    direct::Flusher,
+    flush::Flusher,
     reached::Reached,
     swap::{self, SwapError, exists},
     verify,
@@ -413,6 +413,9 @@ impl Beside for LocalBeside<'_> {
     }
 
     fn sync(&self) -> Result<(), Failure> {
+        if let (Some(error), Some(area)) = (self.flusher.take_failure(), self.areas.values().next()) {
+            return Err(cannot("written to disk", &area.path, error));
+        }
         for area in self.areas.values() {
             rustix::fs::syncfs(&area.dir).map_err(|e| cannot("written to disk", &area.path, e.into()))?;
         }

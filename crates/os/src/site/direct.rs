@@ -9,13 +9,7 @@
 //!
 //! Crash story: see [`super::write`].
 
-use std::{
-    fs::File,
-    io,
-    ops::Range,
-    os::unix::fs::FileExt,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use model::aligned::{BLOCK, Pool, Taken, is_aligned, is_zero};
 use rustix::fs::FallocateFlags;
@@ -34,22 +28,6 @@ pub(super) fn is_for(file: &File) -> bool {
     const EXT4: u64 = 0xef53;
     const XFS: u64 = 0x5846_5342;
     rustix::fs::fstatfs(file).is_ok_and(|facts| [EXT4, XFS].contains(&(facts.f_type as u64)))
-}
-
-/// What a disk may still have in its cache is flushed each time so much was written, in bytes: by one thread, while the others
-/// go on. Left for the end, all would wait for it.
-const FLUSH: u64 = 256 << 20;
-
-/// How much was written past the page cache.
-#[derive(Debug, Default)]
-pub(super) struct Flusher(AtomicU64);
-
-impl Flusher {
-    /// So many bytes more were written to this file.
-    pub fn wrote(&self, file: &File, bytes: u64) -> io::Result<()> {
-        let before = self.0.fetch_add(bytes, Ordering::Relaxed);
-        if before / FLUSH == (before + bytes) / FLUSH { Ok(()) } else { file.sync_data() }
-    }
 }
 
 /// A stretch of a file that is being written.

@@ -31,7 +31,8 @@ use rustix::{
 
 use super::{
     attributes::{PERMISSIONS, Place, Setter},
-    direct::{self, Batches, Flusher, STEP, Window},
+    direct::{self, Batches, STEP, Window},
+    flush::Flusher,
     verify,
 };
 use crate::{extents::clone_file, staging::is_no_space};
@@ -197,7 +198,10 @@ impl Stretch for NewStretch<'_> {
     }
 
     fn end(mut self: Box<Self>) -> Result<(), Failure> {
-        let Some(batches) = &mut self.way else { return Ok(()) };
+        let Some(batches) = &mut self.way else {
+            self.of.ways.flusher.cached(&self.of.place.dir, self.appended);
+            return Ok(());
+        };
         let written = batches.end().and_then(|()| self.of.ways.flusher.wrote(&self.of.file, self.appended));
         written.map_err(|error| self.of.failed(error))
     }

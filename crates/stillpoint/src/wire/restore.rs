@@ -31,7 +31,7 @@ use super::{
 
 /// How many threads write: while one waits for the disk another unpacks.
 fn threads() -> usize {
-    std::thread::available_parallelism().map_or(4, |cores| (2 * cores.get()).clamp(4, 16))
+    std::thread::available_parallelism().map_or(4, |cores| (3 * cores.get()).clamp(4, 16))
 }
 
 /// What is asked for.

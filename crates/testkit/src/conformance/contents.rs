@@ -33,6 +33,7 @@ pub fn suite(make: impl Fn() -> Box<dyn Bench>) {
     cases!(make:
         what_was_stored_is_listed_and_read,
         any_range_can_be_read,
+        files_are_read_together,
         what_is_the_same_matches_and_nothing_else,
         a_sink_that_fails_ends_the_reading,
         threads_read_side_by_side,
@@ -120,6 +121,28 @@ pub fn any_range_can_be_read(bench: &dyn Bench) {
     });
 }
 
+/// Each once, in the order asked for, whatever is among them.
+pub fn files_are_read_together(bench: &dyn Bench) {
+    stored(bench, |contents, files| {
+        let mut items: Vec<(usize, Option<&[u8]>)> =
+            files.iter().map(|(path, bytes)| (item(contents, path), Some(bytes.as_slice()))).collect();
+        items.insert(2, (usize::MAX, None));
+        let numbers: Vec<usize> = items.iter().map(|(item, _)| *item).collect();
+        let mut taken = 0;
+        contents.read_each(&numbers, &mut |number, found| {
+            assert_eq!(number, taken);
+            taken += 1;
+            match (found, items[number].1) {
+                (Ok(found), Some(bytes)) => assert!(found == bytes, "file {number} has other bytes"),
+                (Err(_), None) => {}
+                (found, _) => panic!("{number}: {:?}", found.map_err(|failure| failure.in_full())),
+            }
+        });
+        assert_eq!(taken, numbers.len());
+        contents.read_each(&[], &mut |_, _| panic!("nothing was asked for"));
+    });
+}
+
 /// Byte for byte, and no byte more or less, as a whole and in ranges.
 pub fn what_is_the_same_matches_and_nothing_else(bench: &dyn Bench) {
     stored(bench, |contents, files| {
@@ -196,6 +219,16 @@ pub fn damage_is_never_handed_over(bench: &dyn Bench) {
     }
     let mut failed = 0;
     bench.open(&mut |contents| {
+        let mut together = 0;
+        let items: Vec<usize> = files.keys().map(|path| item(contents, path)).collect();
+        contents.read_each(&items, &mut |number, found| match (found, files.values().nth(number)) {
+            (Ok(found), bytes) => assert_eq!(Some(found), bytes.map(Vec::as_slice)),
+            (Err(failure), _) => {
+                together += 1;
+                assert_eq!(failure.kind, FailureKind::Damaged, "{}", failure.in_full());
+            }
+        });
+        assert!(together > 0 && together < items.len(), "{together} of {} are damaged", items.len());
         for (path, bytes) in &files {
             let mut found = Vec::new();
             let done = contents.read(item(contents, path), 0..bytes.len() as u64, &mut |part| {

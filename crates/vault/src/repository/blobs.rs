@@ -52,7 +52,7 @@ const ABREAST: usize = 3;
 pub(super) const MOST: usize = 4 << 20;
 
 /// A buffer that grew for an unusually large blob is not kept, in bytes.
-const KEPT: usize = MOST + RUN as usize;
+const KEPT: usize = MOST + 3 * RUN as usize;
 
 /// A blob whose content is so many times larger may be zeros.
 const THIN: u64 = 128;
@@ -156,6 +156,8 @@ impl Run {
 #[derive(Default)]
 struct Piece {
     content: Aligned,
+    /// How many.
+    blobs: usize,
     /// Those that are to be compared, each with the place of its content.
     parts: Vec<(Found, Range<usize>)>,
 }
@@ -164,18 +166,14 @@ impl Piece {
     fn clear(&mut self) {
         self.content.resize(0);
         self.parts.clear();
-    }
-
-    fn is_enough(&self) -> bool {
-        // With nothing to compare it need not wait for more.
-        let parts = if self.parts.is_empty() { ABREAST } else { self.parts.len() };
-        is_enough(self.content.len() as u64, parts)
+        self.blobs = 0;
     }
 
     /// Room for the next blob; where it is.
     fn room(&mut self, length: usize) -> Range<usize> {
         let from = self.content.len();
         self.content.resize(from + length);
+        self.blobs += 1;
         from..from + length
     }
 }
@@ -295,7 +293,7 @@ impl Blobs {
                     self.open(scratch, found, from..to, take)?;
                     from = to;
                 }
-                if scratch.piece.is_enough() {
+                if is_enough(scratch.piece.content.len() as u64, scratch.piece.blobs) {
                     self.hand_over(&mut scratch.piece, take)?;
                 }
             }

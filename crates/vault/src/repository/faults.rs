@@ -12,6 +12,7 @@ use std::{
 };
 
 use model::port::{FailureKind, Shelf, Silent, Store};
+use model::port_restore::Fetch;
 use model::{logs::Beginning, logs_retention::LogsPlan, undo::Undo};
 
 use super::{
@@ -141,6 +142,30 @@ fn what_was_read_before_the_second_look_is_not_stored_on_if_somebody_deletes() {
     assert_eq!(stored.iter().map(|stored| &stored.id).collect::<Vec<_>>(), [&backup]);
     assert_whole(&place, 0, End::Error);
     assert_eq!(place.read_back(&backup)[&template.root.join("first")], noise(1, 300_000));
+}
+
+/// Somebody's exclusive lock shows only when a backup is already open: what he deletes is no damage, and it is said who he
+/// is.
+#[test]
+fn what_somebody_deletes_beside_a_restore_is_laid_to_him() {
+    let template = Template::new();
+    let (place, elsewhere) = (template.copy(), template.copy());
+    let theirs = elsewhere.repository().locks.take(LockKind::Exclusive).unwrap();
+    let lock = fs::read_dir(elsewhere.opening.dir.join("locks")).unwrap().next().unwrap().unwrap().path();
+    let mut ours = place.repository();
+    let backup = ok(ours.backups())[0].id.clone();
+    let contents = Fetch::open(&mut ours, &backup).unwrap();
+    fs::copy(lock, place.opening.dir.join("locks").join("0".repeat(64))).unwrap();
+    for pack in place.files("data") {
+        fs::remove_file(pack).unwrap();
+    }
+    let item = contents.listing().position(&template.root.join("first")).unwrap();
+    for _ in 0..2 {
+        let failure = contents.read(item, 0..300_000, &mut |_| panic!("it is gone")).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Locked, "{}", failure.in_full());
+    }
+    drop(contents);
+    theirs.release().unwrap();
 }
 
 /// A repository with one backup, copied afresh for every round.

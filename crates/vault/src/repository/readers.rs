@@ -5,7 +5,10 @@
 
 use std::{fs, sync::Arc};
 
-use model::record::{BackupRecord, CutRecord};
+use model::{
+    aligned::is_aligned,
+    record::{BackupRecord, CutRecord},
+};
 use proptest::{
     collection::vec,
     prelude::{Just, Strategy, any, prop_oneof},
@@ -244,4 +247,54 @@ fn blobs_where_an_index_says_they_are() {
             Ok(())
         })
         .unwrap();
+}
+
+/// Zeros, noise and blobs larger than a piece, in any order: adjoining in the pack, apart, and again and again.
+#[test]
+fn blobs_in_any_order_are_what_their_names_say() {
+    let bare = Bare::new();
+    let noise = |from: u32, length: u32| -> Vec<u8> {
+        (from..from + length).map(|n| (n.wrapping_mul(2_654_435_761) >> 11) as u8).collect()
+    };
+    let page = 64 << 10;
+    let mut contents =
+        vec![vec![0; page], vec![0; 4096], vec![1; page], noise(9, 5 << 18), noise(5, 70), vec![]];
+    contents.extend((0..24).map(|number| noise(number * 1000, page as u32)));
+    let (mut bytes, mut spots) = (Vec::new(), Vec::new());
+    for (number, content) in contents.iter().enumerate() {
+        let is_packed = number % 5 != 4 && !content.is_empty();
+        let stored = if is_packed { zstd::bulk::compress(content, 1).unwrap() } else { content.clone() };
+        let sealed = bare.key.encrypt(&stored).unwrap();
+        let raw = if is_packed { content.len() as u32 } else { 0 };
+        let spot = Spot { offset: bytes.len() as u32, length: sealed.len() as u32, raw };
+        spots.push((BlobType::Data, Name::of(content), spot));
+        bytes.extend_from_slice(&sealed);
+    }
+    let index = Index::default();
+    index.add_pack(bare.put(&bytes), Standing::Indexed, &spots);
+    let blobs = Blobs::new(Arc::new(index), Arc::clone(&bare.backend), bare.key.clone());
+    // Mostly in order, with many zeros, as in a file.
+    let one = prop_oneof![2 => Just(0), 1 => 1..contents.len(), 4 => Just(usize::MAX)];
+    let config = Config { cases: 12, failure_persistence: None, ..Config::default() };
+    let check = |order: Vec<usize>| {
+        let follow = |last: &mut usize, which: usize| {
+            *last = if which == usize::MAX { (*last + 1) % contents.len() } else { which };
+            Some(*last)
+        };
+        let order: Vec<usize> = order.into_iter().scan(0, follow).collect();
+        let places: Vec<_> = order.iter().map(|which| blobs.locate(&spots[*which].1).unwrap()).collect();
+        let mut read = Vec::new();
+        let done = blobs.each(&places, &mut |piece| {
+            assert!(is_aligned(piece) && !piece.is_empty());
+            read.extend_from_slice(piece);
+            Ok(())
+        });
+        assert!(done.is_ok());
+        assert!(
+            read == order.iter().flat_map(|which| &contents[*which]).copied().collect::<Vec<_>>(),
+            "{order:?}"
+        );
+        Ok(())
+    };
+    TestRunner::new(config).run(&vec(one, 0..60), check).unwrap();
 }

@@ -22,7 +22,7 @@ use model::{
     id::BackupId,
     pathtext,
     port::{Failure, FailureKind},
-    port_restore::{Contents, Fetch, STRETCH, Sink, Tap},
+    port_restore::{Contents, Fetch, STRETCH, Sink, Take, Tap, read_whole},
     problem::{Effect, Problem},
     reference::ReferenceFile,
     restore::{Listed, Listing},
@@ -157,6 +157,39 @@ impl Stored {
     }
 }
 
+/// An item's size in bytes, and its parts.
+fn sized<'a>((entry, places): (&Listed, &'a [Place])) -> (usize, &'a [Place]) {
+    (usize::try_from(entry.meta.size.0).unwrap_or(usize::MAX), places)
+}
+
+/// Files that are cut from a stream of their content.
+struct Files<'a, 'b> {
+    sizes: &'a [usize],
+    /// The number of the first that was not taken.
+    next: usize,
+    /// What there is of it.
+    begun: Vec<u8>,
+    take: &'a mut Take<'b>,
+}
+
+impl Files<'_, '_> {
+    /// Hands over those that end with or within these bytes, which become those of the next one.
+    fn take_next(&mut self, content: &mut &[u8]) {
+        while let Some(lacks) = self.sizes.get(self.next).map(|size| size - self.begun.len()) {
+            let Some((rest, behind)) = content.split_at_checked(lacks) else { return };
+            *content = behind;
+            if self.begun.is_empty() {
+                (self.take)(self.next, Ok(rest));
+            } else {
+                self.begun.extend_from_slice(rest);
+                (self.take)(self.next, Ok(&self.begun));
+                self.begun.clear();
+            }
+            self.next += 1;
+        }
+    }
+}
+
 /// Parts of a file that follow each other.
 struct Parts<'a> {
     entry: &'a Listed,
@@ -238,6 +271,35 @@ impl Contents for Stored {
                 Err(damaged(entry, "is damaged in the repository").because(error))
             }
             Err(Unread::Refused(failure)) => Err(failure),
+        }
+    }
+
+    fn read_each(&self, items: &[usize], take: &mut Take<'_>) {
+        let mut places = Vec::new();
+        let mut sizes = Vec::with_capacity(items.len());
+        for item in items {
+            // One that is listed with another size is told by reading it alone, as are all behind it.
+            let Ok((size, content)) = self.ends(*item).and_then(|_| self.item(*item)).map(sized) else {
+                break;
+            };
+            sizes.push(size);
+            places.extend_from_slice(content);
+        }
+        let mut files = Files { sizes: &sizes, next: 0, begun: Vec::new(), take: &mut *take };
+        files.take_next(&mut &[][..]);
+        let read = self.parts.each(&places, &mut |mut content| {
+            files.take_next(&mut content);
+            files.begun.extend_from_slice(content);
+            Ok(())
+        });
+        // The damaged one is among the others.
+        let next = files.next;
+        let left = if read.is_ok() { sizes.len() } else { next };
+        for (number, item) in items.iter().enumerate().skip(left) {
+            match read_whole(self, *item) {
+                Ok(content) => take(number, Ok(&content)),
+                Err(failure) => take(number, Err(failure)),
+            }
         }
     }
 
