@@ -7,6 +7,7 @@
 
 use std::{
     ffi::OsStr,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -15,6 +16,8 @@ use rustic_core::{
     DataId, TreeId,
     repofile::{BlobType, Metadata, Node, NodeType},
 };
+use sha2::{Digest, Sha256};
+use zstd::stream::write::Encoder;
 
 use super::{
     Job,
@@ -29,21 +32,77 @@ use crate::repository::{
     node::{self, Names},
 };
 
+/// A tree is hashed and compressed in stretches of at least so many bytes; most are smaller than one.
+const STRETCH: usize = 256 << 10;
+
 /// A directory that is not complete.
 struct Open {
     path: PathBuf,
     /// Its own node; nothing for the root.
     node: Option<Node>,
     json: Vec<u8>,
+    /// What stood before that, if it is large: hashed and compressed while the workers are at their files.
+    before: Option<Before>,
+}
+
+/// The beginning of a large tree.
+struct Before {
+    hash: Sha256,
+    length: usize,
+    packed: Packing,
+}
+
+/// Takes bytes, and compresses them if the repository is compressed.
+enum Packing {
+    Plain(Vec<u8>),
+    Zstd(Encoder<'static, Vec<u8>>),
+}
+
+/// A whole tree.
+struct Whole {
+    name: Name,
+    content: Vec<u8>,
+    /// Its length before it was compressed; 0 if it is not.
+    raw: u32,
+}
+
+impl Before {
+    fn new(level: Option<i32>) -> io::Result<Self> {
+        let packed = match level {
+            Some(level) => Packing::Zstd(Encoder::new(Vec::new(), level)?),
+            None => Packing::Plain(Vec::new()),
+        };
+        Ok(Self { hash: Sha256::new(), length: 0, packed })
+    }
+
+    /// Takes these bytes over.
+    fn take(&mut self, json: &mut Vec<u8>) -> io::Result<()> {
+        self.hash.update(&json);
+        self.length += json.len();
+        match &mut self.packed {
+            Packing::Plain(plain) => plain.append(json),
+            Packing::Zstd(encoder) => encoder.write_all(json)?,
+        }
+        json.clear();
+        Ok(())
+    }
+
+    fn end(self) -> io::Result<Whole> {
+        let (content, raw) = match self.packed {
+            Packing::Plain(plain) => (plain, 0),
+            Packing::Zstd(encoder) => (encoder.finish()?, self.length as u32),
+        };
+        Ok(Whole { name: Name(self.hash.finalize().into()), content, raw })
+    }
 }
 
 impl Open {
     fn new(path: &Path, node: Option<Node>) -> Self {
-        Self { path: path.into(), node, json: b"{\"nodes\":[".to_vec() }
+        Self { path: path.into(), node, json: b"{\"nodes\":[".to_vec(), before: None }
     }
 
-    fn push(&mut self, node: &Node) -> Result<(), RepositoryError> {
-        if !self.json.ends_with(b"[") {
+    fn push(&mut self, node: &Node, level: Option<i32>) -> Result<(), RepositoryError> {
+        if self.before.is_some() || !self.json.ends_with(b"[") {
             self.json.push(b',');
         }
         serde_json::to_writer(&mut self.json, node).map_err(|error| RepositoryError::Damaged {
@@ -51,8 +110,22 @@ impl Open {
                 "{} cannot be written into its directory: {error}",
                 self.path.join(node.name()).display()
             ),
-        })
+        })?;
+        if self.json.len() >= STRETCH {
+            let before = match self.before.take() {
+                Some(before) => Ok(before),
+                None => Before::new(level),
+            };
+            let mut before = before.map_err(|error| uncompressible(&error))?;
+            before.take(&mut self.json).map_err(|error| uncompressible(&error))?;
+            self.before = Some(before);
+        }
+        Ok(())
     }
+}
+
+fn uncompressible(error: &io::Error) -> RepositoryError {
+    RepositoryError::Damaged { what: format!("a tree cannot be compressed: {error}") }
 }
 
 /// Makes the trees of a backup.
@@ -98,7 +171,9 @@ impl<'a, 'b> Trees<'a, 'b> {
     }
 
     fn top(&mut self, node: &Node) -> Result<(), RepositoryError> {
-        self.open.last_mut().map_or(Ok(()), |top| top.push(node))
+        self.open
+            .last_mut()
+            .map_or(Ok(()), |top| top.push(node, self.job.sink.levels.map(|levels| levels.quick)))
     }
 
     /// Completes directories and opens others until this one is open. One that the manifest lacks gets the mode 755
@@ -122,7 +197,7 @@ impl<'a, 'b> Trees<'a, 'b> {
     /// Stores the directory that is open and puts its node into the one above.
     fn complete(&mut self) -> Result<(), RepositoryError> {
         let Some(mut done) = self.open.pop() else { return Ok(()) };
-        let tree = self.store(&mut done.json)?;
+        let tree = self.store(&mut done)?;
         if let Some(mut node) = done.node {
             node.subtree = Some(TreeId::from(tree.id()));
             self.top(&node)?;
@@ -130,16 +205,28 @@ impl<'a, 'b> Trees<'a, 'b> {
         Ok(())
     }
 
-    fn store(&mut self, json: &mut Vec<u8>) -> Result<Name, RepositoryError> {
+    fn store(&mut self, done: &mut Open) -> Result<Name, RepositoryError> {
         // restic's JSON ends with a newline.
-        json.extend_from_slice(b"]}\n");
-        let name = Name::of(json);
+        done.json.extend_from_slice(b"]}\n");
+        let whole = match done.before.take() {
+            None => None,
+            Some(mut before) => {
+                let ended = before.take(&mut done.json).and_then(|()| before.end());
+                Some(ended.map_err(|error| uncompressible(&error))?)
+            }
+        };
+        let name = whole.as_ref().map_or_else(|| Name::of(&done.json), |whole| whole.name);
         let sink = &self.job.sink;
         loop {
             match sink.index.claim(BlobType::Tree, &name) {
                 Claim::Known(_) => return Ok(name),
                 Claim::Mine(place) => {
-                    self.packer.add(sink, (place, name), json, &mut Effort::Quick)?;
+                    match &whole {
+                        Some(whole) => {
+                            self.packer.add_packed(sink, (place, name), (&whole.content, whole.raw))?;
+                        }
+                        None => self.packer.add(sink, (place, name), &done.json, &mut Effort::Quick)?,
+                    }
                     return Ok(name);
                 }
                 Claim::Orphan { pack } => orphans::look(sink, pack)?,
@@ -156,7 +243,7 @@ impl<'a, 'b> Trees<'a, 'b> {
             self.complete()?;
         }
         let mut root = self.open.pop().unwrap_or_else(|| Open::new(Path::new(OsStr::new("/")), None));
-        let name = self.store(&mut root.json)?;
+        let name = self.store(&mut root)?;
         pack::write_all(&self.job.sink, BlobType::Tree, self.job.tree_pack, vec![self.packer.end()])?;
         Ok(name)
     }
