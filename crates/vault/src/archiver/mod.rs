@@ -38,6 +38,7 @@ mod work;
 use std::{
     collections::{HashMap, HashSet},
     num::NonZero,
+    panic::resume_unwind,
     path::PathBuf,
     thread,
 };
@@ -55,7 +56,12 @@ pub(crate) use self::{
     parent::{Base, Contents},
 };
 use self::{
-    carried::Carried, chunk::Chunking, compress::Levels, indexer::IndexWriter, pack::Sink, trees::Trees,
+    carried::Carried,
+    chunk::Chunking,
+    compress::Levels,
+    indexer::IndexWriter,
+    pack::{Sealed, Sink},
+    trees::Trees,
     work::Board,
 };
 #[cfg(test)]
@@ -161,7 +167,7 @@ impl Archiver {
     pub(crate) fn store_ahead(&self, pass: Pass<'_>) -> Result<Base, RepositoryError> {
         let (mut known, mut contents) = (model::known::Known::default(), Contents::default());
         let job = self.job(pass);
-        job.run(|entry, content| {
+        let left = job.run(|entry, content| {
             if job.feed.is_settled(entry) {
                 let stamp = entry.meta.stamp();
                 known.insert(&entry.path, stamp);
@@ -169,6 +175,7 @@ impl Archiver {
             }
             Ok(())
         })?;
+        job.write_left(left)?;
         self.indexer.finish(&job.sink)?;
         contents.sort();
         Ok(Base { known: known.into(), contents: contents.into(), ..Base::default() })
@@ -181,8 +188,12 @@ impl Archiver {
     pub(crate) fn store(&self, pass: Pass<'_>) -> Result<Name, RepositoryError> {
         let job = self.job(pass);
         let mut trees = Trees::new(&job)?;
-        job.run(|entry, content| trees.add(entry, content))?;
-        let root = trees.finish()?;
+        let left = job.run(|entry, content| trees.add(entry, content))?;
+        let root = thread::scope(|scope| {
+            let written = scope.spawn(|| job.write_left(left));
+            let root = trees.finish();
+            written.join().unwrap_or_else(|panic| resume_unwind(panic)).and(root)
+        })?;
         self.indexer.finish(&job.sink)?;
         Ok(root)
     }
@@ -211,11 +222,12 @@ impl Archiver {
 
 impl Job<'_> {
     /// Stores the contents of all files, and hands every entry to `take` in order, with its content if it is a file;
-    /// files that cannot be read are left out. All packs of data are on disk when this returns.
+    /// files that cannot be read are left out. All packs of data are on disk when this returns but what is left over for
+    /// [`Self::write_left`].
     fn run(
         &self,
         mut take: impl FnMut(&Entry, &[Place]) -> Result<(), RepositoryError>,
-    ) -> Result<(), RepositoryError> {
+    ) -> Result<Vec<Sealed>, RepositoryError> {
         let board = Board::new();
         let (taken, left) = thread::scope(|scope| {
             let workers: Vec<_> =
@@ -232,6 +244,10 @@ impl Job<'_> {
         });
         taken?;
         board.into_result()?;
+        Ok(left)
+    }
+
+    fn write_left(&self, left: Vec<Sealed>) -> Result<(), RepositoryError> {
         pack::write_all(&self.sink, BlobType::Data, self.data_pack, left)
     }
 

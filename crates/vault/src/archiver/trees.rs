@@ -13,7 +13,7 @@ use std::{
 
 use model::entry::{Entry, Kind};
 use rustic_core::{
-    DataId, TreeId,
+    TreeId,
     repofile::{BlobType, Metadata, Node, NodeType},
 };
 use sha2::{Digest, Sha256};
@@ -101,16 +101,21 @@ impl Open {
         Self { path: path.into(), node, json: b"{\"nodes\":[".to_vec(), before: None }
     }
 
-    fn push(&mut self, node: &Node, level: Option<i32>) -> Result<(), RepositoryError> {
+    fn push(&mut self, node: &Node, content: &[Name], level: Option<i32>) -> Result<(), RepositoryError> {
         if self.before.is_some() || !self.json.ends_with(b"[") {
             self.json.push(b',');
         }
+        let begin = self.json.len();
         serde_json::to_writer(&mut self.json, node).map_err(|error| RepositoryError::Damaged {
             what: format!(
                 "{} cannot be written into its directory: {error}",
                 self.path.join(node.name()).display()
             ),
         })?;
+        if !content.is_empty() && !fill_in(&mut self.json, begin, content) {
+            let what = format!("there is no list of parts in what is written of {}", node.name().display());
+            return Err(RepositoryError::Damaged { what });
+        }
         if self.json.len() >= STRETCH {
             let before = match self.before.take() {
                 Some(before) => Ok(before),
@@ -122,6 +127,26 @@ impl Open {
         }
         Ok(())
     }
+}
+
+/// Puts names into the empty list of parts that a file's node has; it begins here in the JSON. A quotation mark within
+/// a text has a backslash before it, so this cannot be in one. Whether there was such a list.
+fn fill_in(json: &mut Vec<u8>, begin: usize, content: &[Name]) -> bool {
+    const EMPTY: &[u8] = b"\"content\":[]";
+    let node = json.get(begin..).unwrap_or_default();
+    let Some(found) = node.windows(EMPTY.len()).position(|part| part == EMPTY) else { return false };
+    let rest = json.split_off(begin + found + EMPTY.len() - 1);
+    json.reserve(content.len() * 67 + rest.len());
+    for name in content {
+        let mut part = [b'"'; 67];
+        part[66] = b',';
+        // There is room for 64 digits.
+        let _whole = hex::encode_to_slice(name.0, &mut part[1..65]);
+        json.extend_from_slice(&part);
+    }
+    json.pop();
+    json.extend_from_slice(&rest);
+    true
 }
 
 fn uncompressible(error: &io::Error) -> RepositoryError {
@@ -161,19 +186,18 @@ impl<'a, 'b> Trees<'a, 'b> {
         match entry.kind {
             Kind::Dir => self.open.push(Open::new(&entry.path, Some(node))),
             Kind::File => {
-                let names = self.job.sink.index.names(content);
-                node.content = Some(names.iter().map(|name| DataId::from(name.id())).collect());
-                self.top(&node)?;
+                node.content = Some(Vec::new());
+                self.top(&node, &self.job.sink.index.names(content))?;
             }
-            _ => self.top(&node)?,
+            _ => self.top(&node, &[])?,
         }
         Ok(())
     }
 
-    fn top(&mut self, node: &Node) -> Result<(), RepositoryError> {
+    fn top(&mut self, node: &Node, content: &[Name]) -> Result<(), RepositoryError> {
         self.open
             .last_mut()
-            .map_or(Ok(()), |top| top.push(node, self.job.sink.levels.map(|levels| levels.quick)))
+            .map_or(Ok(()), |top| top.push(node, content, self.job.sink.levels.map(|levels| levels.quick)))
     }
 
     /// Completes directories and opens others until this one is open. One that the manifest lacks gets the mode 755
@@ -200,7 +224,7 @@ impl<'a, 'b> Trees<'a, 'b> {
         let tree = self.store(&mut done)?;
         if let Some(mut node) = done.node {
             node.subtree = Some(TreeId::from(tree.id()));
-            self.top(&node)?;
+            self.top(&node, &[])?;
         }
         Ok(())
     }
