@@ -179,9 +179,12 @@ pub trait Frozen: Send {
 pub trait Pinner: Send {
     /// The source.
     fn source(&self) -> SourceId;
-    /// Looks at what it will have to look at, while what the parent holds is still being found out. Makes nothing;
-    /// what is wrong, [`Self::prepare`] says.
-    fn look_ahead(&mut self) {}
+    /// Looks at what it will have to look at, while what the parent holds is still being found out. What changed after
+    /// `parent`, the end of the backup before, is in no parent: that may be brought in at once. What is wrong,
+    /// [`Self::prepare`] says.
+    fn look_ahead(&mut self, parent: Option<Timestamp>) {
+        let _nothing_to_do = parent;
+    }
     /// The unlocked first pass: may take as long as it needs. Returns what should be stored ahead of the
     /// cut, if this pinner works that way.
     ///

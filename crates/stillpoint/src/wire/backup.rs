@@ -116,9 +116,9 @@ fn with_job<T>(
 ) -> Result<T, Failure> {
     notes.extend(run.sweep()?.left);
     notes.extend(reference::drop_unwanted(run.inventory, Some(&request.application.relpath)).left);
-    // Opening a repository is arithmetic, finding out is waiting for files and servers.
+    // Opening a repository and reading its index is arithmetic, finding out is waiting for files and servers.
     let (found, planned) = thread::scope(|scope| {
-        let repository = scope.spawn(|| run.open(request.application));
+        let repository = scope.spawn(|| begun(run, request.application));
         let planned = plan(run, request.application).and_then(|(plan, facts)| {
             // Only for SQLite it has to be known what the repository says.
             let mut drivers = match facts.sqlite.is_empty() {
@@ -128,16 +128,18 @@ fn with_job<T>(
             drivers
                 .iter_mut()
                 .flat_map(|drivers| &mut drivers.pinners)
-                .for_each(|pinner| pinner.look_ahead());
+                .for_each(|pinner| pinner.look_ahead(history::last_end(run.inventory, request.application)));
             Ok((plan, facts, drivers))
         });
         (repository.join().unwrap_or_else(|panic| resume_unwind(panic)), planned)
     });
-    let repository = opened.insert(found?);
-    repository.use_reference(reference::of(run, request.application));
-    repository.go_at(request.application.settings.pace);
+    let (repository, begun) = found?;
+    let repository = opened.insert(repository);
     let previous = repository.backups()?;
     let (plan, facts, drivers) = planned?;
+    if plan.refused.is_none() {
+        begun?;
+    }
     let drivers = match drivers {
         Some(drivers) => drivers,
         None => {
@@ -162,6 +164,15 @@ fn with_job<T>(
     });
     notes.extend(repository.reference_problems());
     done
+}
+
+/// The repository of an application, and whether what it holds could be read: that is asked for first of all.
+fn begun(run: &Run<'_>, application: &Application) -> Result<(Repository, Result<(), Failure>), Failure> {
+    let mut repository = run.open(application)?;
+    repository.use_reference(reference::of(run, application));
+    repository.go_at(application.settings.pace);
+    let begun = repository.begin_backup();
+    Ok((repository, begun))
 }
 
 /// Stores the log archive, if there is one, so that a backup is enough for it to be off this machine.

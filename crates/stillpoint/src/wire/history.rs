@@ -33,6 +33,12 @@ pub fn note(
     Ok(history::append(&inventory.place(application), &application.name, &line)?)
 }
 
+/// When the last backup of an application ended, if its history tells.
+pub fn last_end(inventory: &Inventory, application: &Application) -> Option<Timestamp> {
+    let lines = history::read(&inventory.place(application)).ok()?;
+    lines.lines.iter().filter(|line| line.backup.is_some()).map(|line| line.time).max()
+}
+
 fn stored(report: &BackupReport, require: Verdict, took: Duration) -> HistoryLine {
     let good = report.verdict >= require && report.still_held.is_empty();
     let worst = report.problems.iter().filter(|problem| problem.effect > Effect::Note);

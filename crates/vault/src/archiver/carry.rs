@@ -58,11 +58,10 @@ pub(crate) struct Older {
 impl Older {
     /// A file of the reference with what its backup has for it, if that is what was recorded and all of it is there.
     pub(crate) fn proven(index: &Index, names: &[Name], file: ReferenceFile) -> Option<Self> {
-        let is_recorded = names.len() as u64 == file.size.0.div_ceil(file.blob.max(1))
-            && digest(names) == file.content
-            && index.measure(names).ok() == Some(file.size.0);
-        let content = if is_recorded { index.locate(names)? } else { return None };
-        Some(Self { file, content })
+        let is_recorded =
+            names.len() as u64 == file.size.0.div_ceil(file.blob.max(1)) && digest(names) == file.content;
+        let (content, length) = if is_recorded { index.locate_all_there(names)? } else { return None };
+        (length == file.size.0).then_some(Self { file, content })
     }
 }
 
@@ -218,6 +217,7 @@ impl Carry {
         let bytes = |n: &u32| blob.min(size.0 - u64::from(*n) * blob);
         let read = compared.chunks().map_or(size.0, |chunks| chunks.iter().map(bytes).sum());
         large.compare_with(compared);
+        large.look_for_changed(&newer);
         size.0 - read
     }
 

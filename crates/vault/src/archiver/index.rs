@@ -8,7 +8,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use rustic_core::repofile::BlobType;
@@ -116,16 +116,20 @@ pub(crate) enum Lost {
 
 /// The index. Every method may be called from any thread.
 #[derive(Default)]
-pub(crate) struct Index(Mutex<Inner>);
+pub(crate) struct Index(RwLock<Inner>);
 
 impl Index {
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inner(&self) -> RwLockReadGuard<'_, Inner> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn inner_mut(&self) -> RwLockWriteGuard<'_, Inner> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes which packs exist, with their sizes in bytes; all others do not.
     pub(crate) fn note_packs(&self, there: &[(Name, u64)]) {
-        let mut inner = self.inner();
+        let mut inner = self.inner_mut();
         inner.packs.iter_mut().for_each(|pack| pack.size = None);
         for (name, size) in there {
             let number = inner.pack_number(*name, Standing::Orphan);
@@ -137,7 +141,7 @@ impl Index {
 
     /// Adds a pack with its blobs. What is known already stays where it is, unless that place is lost.
     pub(crate) fn add_pack(&self, name: Name, standing: Standing, blobs: &[(BlobType, Name, Spot)]) {
-        let mut inner = self.inner();
+        let mut inner = self.inner_mut();
         let number = inner.pack_number(name, standing);
         if standing == Standing::Indexed
             && let Some(pack) = inner.packs.get_mut(number as usize)
@@ -175,14 +179,14 @@ impl Index {
 
     /// Says what became of an orphan.
     pub(crate) fn judge(&self, number: u32, standing: Standing) {
-        if let Some(pack) = self.inner().packs.get_mut(number as usize) {
+        if let Some(pack) = self.inner_mut().packs.get_mut(number as usize) {
             pack.standing = standing;
         }
     }
 
     /// The place of a blob, which becomes that of whoever asks if nobody has it.
     pub(crate) fn claim(&self, tpe: BlobType, name: &Name) -> Claim {
-        let mut inner = self.inner();
+        let mut inner = self.inner_mut();
         let tree = if tpe == BlobType::Tree { TREE } else { 0 };
         let pending =
             Entry { name: *name, pack: PENDING | tree, spot: Spot { offset: 0, length: 0, raw: 0 } };
@@ -202,7 +206,7 @@ impl Index {
 
     /// Says where claimed blobs are now: in a pack that is on disk.
     pub(crate) fn settle(&self, pack: Name, size: u64, blobs: &[(Place, Spot)]) {
-        let mut inner = self.inner();
+        let mut inner = self.inner_mut();
         let number = inner.pack_number(pack, Standing::Indexed);
         if let Some(pack) = inner.packs.get_mut(number as usize) {
             (pack.size, pack.standing) = (Some(size), Standing::Indexed);
@@ -219,6 +223,23 @@ impl Index {
     pub(crate) fn locate(&self, names: &[Name]) -> Option<Vec<Place>> {
         let inner = self.inner();
         names.iter().map(|name| inner.indexed(BlobType::Data, name)).collect()
+    }
+
+    /// The places of data blobs that an index names, and how many bytes they have together; nothing unless it names all of
+    /// them and all of them are there.
+    pub(crate) fn locate_all_there(&self, names: &[Name]) -> Option<(Vec<Place>, u64)> {
+        let inner = self.inner();
+        let (mut places, mut length) = (Vec::with_capacity(names.len()), 0);
+        for name in names {
+            let place = inner.indexed(BlobType::Data, name)?;
+            let entry = inner.entries[place as usize];
+            if !inner.holds(&entry) {
+                return None;
+            }
+            places.push(place);
+            length += entry.spot.content_length();
+        }
+        Some((places, length))
     }
 
     /// Where a blob is: the name of its pack and the spot in it.

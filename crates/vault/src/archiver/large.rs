@@ -13,6 +13,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use model::extents::Map;
 use os::direct;
 
 use super::{
@@ -119,6 +120,16 @@ impl Large {
         if self.chunks().is_none() {
             self.source.look_for_original();
         }
+    }
+
+    /// The same for the chunks that changed since the backup before; `map` is that of the pinned copy.
+    pub(crate) fn look_for_changed(&mut self, map: &Map) {
+        let (Some(blob), Some(chunks)) = (self.blob(), self.chunks()) else { return };
+        let runs = chunks.chunk_by(|a, b| a + 1 == *b).filter_map(|run| Some((run.first()?, run.last()?)));
+        let ranges: Vec<Range<u64>> = runs
+            .map(|(first, last)| u64::from(*first) * blob..((u64::from(*last) + 1) * blob).min(self.size))
+            .collect();
+        self.source.look_for_original_within(map, &ranges);
     }
 
     /// Before anything is claimed: what is known of it from the backup before.

@@ -40,6 +40,7 @@ mod written;
 use std::{
     collections::{HashMap, HashSet},
     num::NonZero,
+    panic::resume_unwind,
     path::PathBuf,
     thread,
 };
@@ -58,7 +59,12 @@ pub(crate) use self::{
     trees::Made,
 };
 use self::{
-    carried::Carried, chunk::Chunking, compress::Levels, indexer::IndexWriter, pack::Sink, trees::Fresh,
+    carried::Carried,
+    chunk::Chunking,
+    compress::Levels,
+    indexer::IndexWriter,
+    pack::{Sealed, Sink},
+    trees::Fresh,
     work::Board,
 };
 #[cfg(test)]
@@ -164,13 +170,14 @@ impl Archiver {
     pub(crate) fn store_ahead(&self, pass: Pass<'_>) -> Result<Base, RepositoryError> {
         let (mut known, mut contents) = (model::known::Known::default(), Contents::default());
         let job = self.job(pass);
-        job.run(|place, content| {
+        let left = job.run(|place, content| {
             if let Some(entry) = job.feed.entry(place).filter(|entry| job.feed.is_settled(entry)) {
                 let stamp = entry.meta.stamp();
                 known.insert(&entry.path, stamp);
                 contents.add(&entry.path, &stamp, content);
             }
         })?;
+        job.write_left(left)?;
         self.indexer.finish(&job.sink)?;
         contents.sort();
         Ok(Base { known: known.into(), contents: contents.into(), ..Base::default() })
@@ -183,13 +190,17 @@ impl Archiver {
     pub(crate) fn store<'a>(&'a self, pass: Pass<'a>) -> Result<Made<'a>, RepositoryError> {
         let job = self.job(pass);
         let mut fresh = Fresh::default();
-        job.run(|place, content| {
+        let left = job.run(|place, content| {
             if job.carried.content(job.bases, place).is_none() {
                 fresh.add(place, content);
             }
         })?;
         let layout = Layout::of(job.feed);
-        let names = trees::store(&job, &layout, &fresh)?;
+        let names = thread::scope(|scope| {
+            let written = scope.spawn(|| job.write_left(left));
+            let names = trees::store(&job, &layout, &fresh);
+            written.join().unwrap_or_else(|panic| resume_unwind(panic)).and(names)
+        })?;
         self.indexer.finish(&job.sink)?;
         Ok(Made { job, layout, fresh, names })
     }
@@ -218,8 +229,8 @@ impl Archiver {
 
 impl Job<'_> {
     /// Stores the contents of all files, and hands them to `take` in order; files that cannot be read are left out. All
-    /// packs of data are on disk when this returns.
-    fn run(&self, mut take: impl FnMut(usize, &[Place])) -> Result<(), RepositoryError> {
+    /// packs of data are on disk when this returns but what is left over for [`Self::write_left`].
+    fn run(&self, mut take: impl FnMut(usize, &[Place])) -> Result<Vec<Sealed>, RepositoryError> {
         let board = Board::new();
         let (taken, left) = thread::scope(|scope| {
             let workers: Vec<_> =
@@ -236,6 +247,10 @@ impl Job<'_> {
         });
         taken?;
         board.into_result()?;
+        Ok(left)
+    }
+
+    fn write_left(&self, left: Vec<Sealed>) -> Result<(), RepositoryError> {
         pack::write_all(&self.sink, BlobType::Data, self.data_pack, left)
     }
 

@@ -68,7 +68,8 @@ impl Serialize for Name {
 
 impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Digits)
+        // Digits need not be looked at twice, as text first.
+        deserializer.deserialize_bytes(Digits)
     }
 }
 
@@ -82,8 +83,12 @@ impl de::Visitor<'_> for Digits {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Name, E> {
+        self.visit_bytes(text.as_bytes())
+    }
+
+    fn visit_bytes<E: de::Error>(self, text: &[u8]) -> Result<Name, E> {
         let mut name = Name::default();
-        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        let (pairs, rest) = text.as_chunks::<2>();
         if pairs.len() != name.0.len() || !rest.is_empty() {
             return Err(E::invalid_length(text.len(), &self));
         }
@@ -93,7 +98,7 @@ impl de::Visitor<'_> for Digits {
             wrong |= high | low;
             *byte = high << 4 | low & 15;
         }
-        if wrong >= 16 { Err(E::invalid_value(de::Unexpected::Str(text), &self)) } else { Ok(name) }
+        if wrong >= 16 { Err(E::invalid_value(de::Unexpected::Bytes(text), &self)) } else { Ok(name) }
     }
 }
 

@@ -78,9 +78,26 @@ impl Packer {
         plain: &[u8],
         effort: &mut Effort,
     ) -> Result<(), RepositoryError> {
-        let packed = self.compress(plain, effort)?;
-        let (length, raw) = if packed { (self.scratch.len(), plain.len() as u32) } else { (plain.len(), 0) };
-        let length = length + OVERHEAD;
+        if self.compress(plain, effort)? {
+            let packed = std::mem::take(&mut self.scratch);
+            let added = self.add_packed(sink, (place, name), (&packed, plain.len() as u32));
+            self.scratch = packed;
+            return added;
+        }
+        self.add_packed(sink, (place, name), (plain, 0))
+    }
+
+    /// The same of a blob that is compressed already, with its length before that; 0 if it is not compressed.
+    ///
+    /// # Errors
+    /// If the pack cannot be written.
+    pub(crate) fn add_packed(
+        &mut self,
+        sink: &Sink<'_>,
+        (place, name): (Place, Name),
+        (content, raw): (&[u8], u32),
+    ) -> Result<(), RepositoryError> {
+        let length = content.len() + OVERHEAD;
         if !self.blobs.is_empty() && self.bytes.len() + length + self.header_length() > self.limit {
             let mut sealed = self.take();
             sealed.write(sink, self.tpe)?;
@@ -91,7 +108,6 @@ impl Packer {
             self.bytes.reserve_exact(self.limit.max(length) + 4096);
         }
         let offset = self.bytes.len() as u32;
-        let content = if packed { self.scratch.as_slice() } else { plain };
         sink.key.seal_into(content, &mut self.bytes).map_err(|_| unsealable())?;
         self.blobs.push(Packed { place, name, spot: Spot { offset, length: length as u32, raw } });
         Ok(())

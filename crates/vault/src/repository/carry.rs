@@ -3,20 +3,20 @@
 //! Crash story: see [`crate::reference`]. The reference is replaced when the backup is listed; what goes wrong then makes the next
 //! backup read more, and is told besides.
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
 use model::{
     id::BackupId,
     pace::Pace,
     problem::Problem,
-    reference::{Kept, Reading, Reference, ReferenceFile, reading},
+    reference::{Kept, Reading, Reference, ReferenceFile, ReferenceVolume, reading},
 };
 use rustic_core::repofile::SnapshotId;
 
 use super::{error::RepositoryError, gentle::Gentle, open::Repository, snapshot};
 use crate::{
-    archiver::{Archiver, Carry, Frozen, Older, digest},
+    archiver::{Archiver, Carry, Frozen, Index, Name, Older, digest},
     reference::{self, Keeper, Listed, Referencing},
 };
 
@@ -28,6 +28,23 @@ pub(super) struct ReferenceState {
     problems: Vec<Problem>,
     /// The record of copies that restores may be cloned from.
     restored_from: Option<PathBuf>,
+}
+
+/// What a session compares with.
+#[derive(Default)]
+pub(super) struct Compared {
+    older: Vec<Older>,
+    volumes: Vec<ReferenceVolume>,
+}
+
+impl Compared {
+    /// The files of a reference that are what the newest backup has.
+    pub(super) fn proven(index: &Index, wanted: &HashMap<PathBuf, Vec<Name>>, reference: Reference) -> Self {
+        let Reference { files, volumes, .. } = reference;
+        let proven = |file: ReferenceFile| Older::proven(index, wanted.get(&file.path)?, file);
+        let older: Vec<Older> = files.into_iter().filter_map(proven).collect();
+        Self { older, volumes: if wanted.is_empty() { Vec::new() } else { volumes } }
+    }
 }
 
 impl Repository {
@@ -59,47 +76,36 @@ impl Repository {
         std::mem::take(&mut self.reference.problems)
     }
 
-    /// How the session reads, and of which files it needs the contents that the newest backup has.
+    /// How the session reads, and the reference that it compares with.
     pub(super) fn reading(
         &self,
         newest: Option<&SnapshotId>,
-    ) -> Result<(Option<Reading>, HashSet<PathBuf>), RepositoryError> {
+    ) -> Result<(Option<Reading>, Option<Reference>), RepositoryError> {
         let Some(Referencing { record, choice, now, .. }) = &self.reference.referencing else {
             return Ok(Default::default());
         };
         let newest = newest.map(|id| snapshot::backup_id(id)).transpose()?;
         let kept = reference::read(record);
         let decided = reading(*choice, &kept, newest.as_ref(), *now);
-        let wanted = match (&decided, kept) {
+        let compared = match (&decided, kept) {
             (Reading::Changed { .. } | Reading::All { proves: true, .. }, Kept::There(reference)) => {
-                reference.files.into_iter().map(|file| file.path).collect()
+                Some(reference)
             }
-            _ => HashSet::new(),
+            _ => None,
         };
-        Ok((Some(decided), wanted))
+        Ok((Some(decided), compared))
     }
 
     /// What the files of this session are compared with; nothing if no copies are kept.
     pub(super) fn begin_carry(&mut self) -> Result<Option<Carry>, RepositoryError> {
         let journal = Arc::clone(&self.locks.journal);
-        let record = self.reference.referencing.as_ref().map(|referencing| referencing.record.clone());
         let session = self.session()?;
         let proves = match &session.reading {
             None | Some(Reading::All { keeps: false, .. }) => return Ok(None),
             Some(Reading::All { proves, .. }) => *proves,
             Some(Reading::Changed { .. }) => false,
         };
-        let wanted = session.parent.as_ref().map(|(_, base)| Arc::clone(&base.wanted)).unwrap_or_default();
-        let (older, volumes) = match record.map(|record| reference::read(&record)) {
-            Some(Kept::There(Reference { files, volumes, .. })) if !wanted.is_empty() => {
-                let archiver = &session.archiver;
-                let proven = files
-                    .into_iter()
-                    .filter_map(|file| Older::proven(&archiver.index, wanted.get(&file.path)?, file));
-                (proven.collect(), volumes)
-            }
-            _ => Default::default(),
-        };
+        let Compared { older, volumes } = std::mem::take(&mut session.compared);
         Ok(Some(Carry::new(older, proves, Keeper::new(journal, volumes))))
     }
 

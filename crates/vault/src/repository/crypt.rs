@@ -143,6 +143,12 @@ fn unpacked(packed: &[u8]) -> Option<Vec<u8>> {
     const SMALL: u64 = 16 << 20;
     const RATIO: u64 = 256;
     let most = SMALL.max(packed.len() as u64 * RATIO);
+    if let Ok(Some(size)) = zstd::zstd_safe::get_frame_content_size(packed)
+        && size <= most
+        && let Ok(plain) = zstd::bulk::decompress(packed, size as usize)
+    {
+        return Some(plain);
+    }
     let mut plain = Vec::new();
     let mut decoder = zstd::stream::read::Decoder::new(packed).ok()?.take(most + 1);
     decoder.read_to_end(&mut plain).ok()?;

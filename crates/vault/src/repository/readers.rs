@@ -13,6 +13,7 @@ use proptest::{
     collection::vec,
     prelude::{Just, Strategy, any, prop_oneof},
     sample::Index as Which,
+    test_runner::{Config, TestRunner},
 };
 use rustic_core::{
     FileType,

@@ -7,12 +7,14 @@ use std::{
     fs::{File, Metadata},
     io::{self, IoSliceMut},
     num::NonZero,
+    ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
     path::Path,
 };
 
 use model::{
     entry::{Body, Entry, Stamp},
+    extents::Map,
     size::Bytes,
 };
 use os::direct;
@@ -229,6 +231,15 @@ impl Source {
         let entry = self.feed.entry(self.place);
         self.original =
             entry.zip(self.pinned()).and_then(|(entry, copy)| Original::of(&entry, copy, taken_at));
+    }
+
+    /// The same, of which only these ranges are to be read; `map` is that of the pinned copy.
+    pub(crate) fn look_for_original_within(&mut self, map: &Map, ranges: &[Range<u64>]) {
+        let taken_at = self.feed.taken_at();
+        let entry = self.feed.entry(self.place);
+        self.original = entry
+            .zip(self.pinned())
+            .and_then(|(entry, copy)| Original::within(&entry, copy, taken_at, (map, ranges)));
     }
 
     fn fill(&self, buffer: &mut [u8], from: u64) -> Result<(), Fault> {

@@ -31,6 +31,7 @@ use rustic_core::{
 
 use super::{
     backend::Backend,
+    carry::Compared,
     compare::compare,
     error::{RepositoryError, while_doing},
     feed::Feed,
@@ -55,6 +56,8 @@ pub(super) struct Session {
     read_ahead: u64,
     /// How files are read, if a reference is used or kept.
     pub(super) reading: Option<Reading>,
+    /// What is read is compared with this, once.
+    pub(super) compared: Compared,
 }
 
 impl Session {
@@ -107,10 +110,20 @@ impl Repository {
         self.session.as_mut().ok_or_else(no_session)
     }
 
+    /// Begins what a backup begins with, while nothing may be stored yet: takes the lock and reads what the repository
+    /// holds.
+    ///
+    /// # Errors
+    /// If somebody is in the way, or it cannot be read.
+    pub fn begin_backup(&mut self) -> Result<(), Failure> {
+        let begun = self.begun().map(drop);
+        self.closing_on_failure(begun)
+    }
+
     /// Begins a session, in which the newest backup is the parent if one is asked for.
     fn begin(&self, with_parent: bool) -> Result<Session, RepositoryError> {
         self.backend.forget();
-        let (lock, (archiver, parent, notes, reading)) =
+        let (lock, (archiver, parent, notes, reading, compared)) =
             self.locks.take_unsettled(LockKind::Shared, |own| {
                 let opened = self.opened()?;
                 // Chosen before the index is read, which then has all of it.
@@ -118,12 +131,20 @@ impl Repository {
                 let alone = || self.locks.is_alone(own);
                 let archiver = Archiver::begin(&self.backend, &self.locks.key, opened.config(), alone)?;
                 let mut notes = Vec::new();
-                let (reading, wanted) = match with_parent {
+                let (reading, reference) = match with_parent {
                     true => self.reading(newest.as_ref().map(|(id, _)| id))?,
                     false => Default::default(),
                 };
+                let files = reference.iter().flat_map(|reference| &reference.files);
+                let wanted: HashSet<PathBuf> = files.map(|file| file.path.clone()).collect();
                 let parent = newest.map(|(id, root)| (id, self.base(&archiver, root, &wanted, &mut notes)));
-                Ok((archiver, parent, notes, reading))
+                let compared = match (&parent, reference) {
+                    (Some((_, base)), Some(reference)) => {
+                        Compared::proven(&archiver.index, &base.wanted, reference)
+                    }
+                    _ => Compared::default(),
+                };
+                Ok((archiver, parent, notes, reading, compared))
             })?;
         Ok(Session {
             lock,
@@ -135,6 +156,7 @@ impl Repository {
             written_before: self.backend.written(),
             read_ahead: 0,
             reading,
+            compared,
         })
     }
 

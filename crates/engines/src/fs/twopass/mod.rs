@@ -247,9 +247,15 @@ impl TreePinner {
         let ahead = round.pinner.limits.ahead;
         for spots in census.unmarked_files().chunks(TOGETHER) {
             let entries: Vec<Entry> = spots.iter().filter_map(|spot| census.entry(*spot)).collect();
-            let large: Vec<&Entry> = entries.iter().filter(|entry| entry.meta.size >= ahead).collect();
+            let mut large: Vec<&Entry> = entries.iter().filter(|entry| entry.meta.size >= ahead).collect();
             sorted.any_new |= large.len() < entries.len();
             sorted.any_cloned |= large.iter().any(|entry| round.pinner.clones(entry));
+            // Some are cloned already.
+            let is_staged = |entry: &Entry| {
+                let place = round.pinner.table.trusted(&entry.path, &entry.meta.stamp());
+                matches!(place, Some(Place::Staged { .. }))
+            };
+            large.retain(|entry| !is_staged(entry));
             let cloned = round.clone_together(&large)?;
             for (entry, _) in large.into_iter().zip(cloned).filter(|(_, taken)| taken.is_none()) {
                 sorted.any_new |= round.first_alone(entry)?;
@@ -261,6 +267,25 @@ impl TreePinner {
             false => table.trusted(path, stamp).and_then(Place::mark_ahead),
         });
         Ok(sorted)
+    }
+
+    /// Clones the large files that changed after the backup before: no parent has them, whatever it has.
+    fn clone_ahead(&mut self, started: Timestamp, parent: Timestamp) -> Result<(), Failure> {
+        let (copies, parent) = (self.copies()?, parent.as_nanosecond());
+        self.with_census(|pinner, census| {
+            let mut round = Round::new(pinner, &copies, started, None).beside_others();
+            for spots in census.unmarked_files().chunks(TOGETHER) {
+                let entries: Vec<Entry> = spots.iter().filter_map(|spot| census.entry(*spot)).collect();
+                let ahead = round.pinner.limits.ahead;
+                let is_new = |entry: &&Entry| {
+                    let stamp = entry.meta.stamp();
+                    stamp.size >= ahead && stamp.ctime > parent && stamp.is_settled_at(started)
+                };
+                let new: Vec<&Entry> = entries.iter().filter(is_new).collect();
+                round.clone_together(&new)?;
+            }
+            Ok(())
+        })
     }
 
     /// The next files that are neither cloned nor in a parent.
@@ -331,9 +356,14 @@ impl Pinner for TreePinner {
         self.source.clone()
     }
 
-    fn look_ahead(&mut self) {
+    fn look_ahead(&mut self, parent: Option<Timestamp>) {
         let begun = self.clock.moment();
         let looked = self.with_census(|pinner, census| pinner.unlocked_look(census));
+        if let (Ok(look), Some(parent)) = (&looked, parent)
+            && let Err(failure) = self.clone_ahead(look.started, parent)
+        {
+            tracing::debug!("nothing is cloned ahead: {}", failure.in_full());
+        }
         // What is wrong shows again in the first pass.
         self.looked = looked.ok().map(|look| (begun, look));
     }
