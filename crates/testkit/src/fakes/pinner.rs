@@ -279,7 +279,7 @@ impl Drop for Staging {
 mod tests {
     use std::{
         any::Any,
-        collections::{BTreeMap, VecDeque},
+        collections::BTreeMap,
         path::{Path, PathBuf},
         sync::Arc,
         time::Duration,
