@@ -3,7 +3,7 @@
 //! ```text
 //! manifest ─┬─ worker ─ read, cut, hash, look up, compress, encrypt ─ its own pack ─┐
 //!           ├─ worker …                                                             ├─ index files
-//!           └─ (in order) what is stored or carried over ─ trees ─ tree packs ──────┘
+//!           └─ (in order) where the contents are ─ trees, by all cores ─ tree packs ┘
 //! ```
 //!
 //! Of large files of pages whose frozen copy of the backup before still exists, only what changed since is read

@@ -41,6 +41,12 @@ fn key(path: &Path, stamp: &Stamp) -> Key {
     key
 }
 
+/// Which of so many buckets, a power of two, a key belongs to: by its first bits, so that they are in order.
+fn bucket_of(key: &Key, buckets: usize) -> usize {
+    let [a, b, c, d, ..] = *key;
+    ((u64::from(u32::from_be_bytes([a, b, c, d])) * buckets as u64) >> 32) as usize
+}
+
 #[derive(Clone, Copy)]
 struct File {
     key: Key,
@@ -53,8 +59,13 @@ struct File {
 pub(crate) struct Contents {
     files: Vec<File>,
     places: Vec<Place>,
-    sorted: bool,
+    /// Where the files begin whose keys begin with these bits, and where the last of them end; nothing until they are
+    /// sorted. Keys are evenly spread, so each is among a few.
+    starts: Vec<u32>,
 }
+
+/// So many files, or half as many, have the same first bits of their keys.
+const TOGETHER: usize = 8;
 
 impl Contents {
     /// Adds a file.
@@ -62,21 +73,31 @@ impl Contents {
         let (from, blobs) = (self.places.len() as u32, content.len() as u32);
         self.files.push(File { key: key(path, stamp), from, blobs });
         self.places.extend_from_slice(content);
-        self.sorted = false;
+        self.starts.clear();
     }
 
     /// Makes it ready for [`Self::get`].
     pub(crate) fn sort(&mut self) {
         // Parts that are sorted are merged.
         self.files.sort_by_key(|file| file.key);
-        self.sorted = true;
+        let buckets = (self.files.len() / TOGETHER).next_power_of_two();
+        self.starts = Vec::with_capacity(buckets + 1);
+        let mut at = 0;
+        for bucket in 0..buckets {
+            let is_before = |file: &File| bucket_of(&file.key, buckets) < bucket;
+            at += self.files[at..].iter().take_while(|file| is_before(file)).count();
+            self.starts.push(at as u32);
+        }
+        self.starts.push(self.files.len() as u32);
     }
 
     /// The number of the file with this path and stamp.
     pub(crate) fn find(&self, path: &Path, stamp: &Stamp) -> Option<usize> {
-        debug_assert!(self.sorted || self.files.is_empty(), "sorted before it is asked");
+        debug_assert!(!self.starts.is_empty() || self.files.is_empty(), "sorted before it is asked");
         let key = key(path, stamp);
-        self.files.binary_search_by_key(&key, |file| file.key).ok()
+        let bucket = bucket_of(&key, self.starts.len().checked_sub(1)?);
+        let (from, to) = (self.starts[bucket] as usize, self.starts[bucket + 1] as usize);
+        self.files[from..to].binary_search_by_key(&key, |file| file.key).ok().map(|at| from + at)
     }
 
     /// The content of the file with this number.
@@ -89,7 +110,7 @@ impl Contents {
         let by = self.places.len() as u32;
         self.files.extend(other.files.iter().map(|file| File { from: file.from + by, ..*file }));
         self.places.extend_from_slice(&other.places);
-        self.sorted = false;
+        self.starts.clear();
     }
 }
 
@@ -243,6 +264,38 @@ impl Share {
         {
             self.known.insert(path, stamp);
             self.contents.add(path, &stamp, &content);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use model::{entry::Stamp, size::Bytes};
+
+    use super::Contents;
+
+    fn path(n: u32) -> PathBuf {
+        Path::new("/d").join(n.to_string())
+    }
+
+    #[test]
+    fn every_file_is_found_and_no_other() {
+        let stamp = |n: u32| Stamp { size: Bytes(u64::from(n)), mtime: 1, ctime: 2, inode: 3 };
+        for count in [0, 1, 7, 8, 9, 100, 5000_u32] {
+            let mut parts = [Contents::default(), Contents::default()];
+            (0..count).for_each(|n| parts[n as usize % 2].add(&path(n), &stamp(n), &[n, n + 1]));
+            let [mut all, other] = parts;
+            all.sort();
+            all.append(other);
+            all.sort();
+            for n in 0..count {
+                let found = all.find(&path(n), &stamp(n)).and_then(|number| all.content(number));
+                assert_eq!(found, Some(&[n, n + 1][..]), "{n} of {count}");
+                assert_eq!(all.find(&path(n), &stamp(n + 1)), None);
+            }
+            assert_eq!(all.find(&path(count), &stamp(count)), None);
         }
     }
 }
