@@ -5,12 +5,14 @@ mod fs_support;
 use std::{
     fs,
     io::{Seek, SeekFrom, Write},
+    ops::Range,
     os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use engines::fs::{Form, probe};
+use jiff::Timestamp;
 use model::{
     entry::{Body, Harvest, Kind},
     id::SourceId,
@@ -21,7 +23,7 @@ use model::{
     verdict::Stillness,
 };
 use os::{
-    extents::{clone_file, clone_range, clone_works, extent_count, map_of},
+    extents::{clone_file, clone_range, clone_works, extent_count, map_of, map_within},
     subvolume::{self, is_subvolume},
 };
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -169,8 +171,53 @@ fn extents_tell_what_differs() {
         matches!(&ranges[..], [range] if *range == (1 << 20..3 << 20)),
         "what the other lacks: {ranges:?}"
     );
+    for part in [1 << 20..2 << 20, 4096..12288, 0..3 << 20] {
+        let within = map_within(&live, &[0..4096, part.clone()]).unwrap();
+        let unknown = map_of(&live).unwrap().differing_from(&within);
+        let is_outside = |range: &Range<u64>| range.end <= part.start || range.start >= part.end;
+        assert!(
+            unknown.iter().all(|range| is_outside(range) && range.start >= 4096),
+            "{unknown:?}, {part:?}"
+        );
+    }
     assert!(clone_works(&disk.path(), &disk.path()));
     assert!(!clone_works(&disk.path(), disk.dir.path()));
+}
+
+/// How many files there are in the directories below this one.
+fn files_below(dir: &Path) -> usize {
+    let dirs = fs::read_dir(dir).unwrap().flatten();
+    dirs.map(|dir| fs::read_dir(dir.path()).unwrap().count()).sum()
+}
+
+#[test]
+fn what_is_cloned_ahead_is_pinned_as_it_is_at_the_pin() {
+    let disk = Disk::new("xfs", "rw");
+    let root = disk.path().join("root");
+    fs::create_dir(&root).unwrap();
+    for name in ["same", "known", "changed", "removed"] {
+        fs::write(root.join(name), vec![b'1'; 256 << 10]).unwrap();
+    }
+    settle();
+    let (paper, long_ago) = (Arc::new(Paper::default()), Timestamp::UNIX_EPOCH);
+    let mut pinner = tree_pinner(&plan(&root), Form::Fast, &disk.path().join("s"), &paper);
+    let copies = || -> usize {
+        fs::read_dir(disk.path().join("s")).unwrap().flatten().map(|dir| files_below(&dir.path())).sum()
+    };
+    pinner.look_ahead(Some(Timestamp::now()));
+    assert_eq!(copies(), 0, "all of it is older than that");
+    pinner.look_ahead(Some(long_ago));
+    assert_eq!(copies(), 4);
+    fs::write(root.join("changed"), vec![b'2'; 300 << 10]).unwrap();
+    fs::remove_file(root.join("removed")).unwrap();
+    fs::write(root.join("new"), vec![b'3'; 200 << 10]).unwrap();
+    pinned(&mut pinner, |harvest, vault, stillness| {
+        assert!(matches!(stillness, Stillness::NothingChanged(_)), "{stillness:?}");
+        assert_eq!(missing(harvest), Vec::<&Path>::new());
+        assert_eq!(harvested(&root, harvest, vault), live(&root));
+    });
+    drop(pinner);
+    assert_eq!(paper.open(), []);
 }
 
 #[test]

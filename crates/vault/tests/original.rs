@@ -24,9 +24,10 @@ use extents_support::World;
 use jiff::Timestamp;
 use model::{
     entry::{Body, Manifest, SETTLING},
-    id::BackupId,
+    id::{BackupId, Relpath},
     port::{Silent, Store},
 };
+use vault::{reference::Referencing, repository::Repository};
 
 const MIB: usize = 1 << 20;
 const SIZE: usize = 16 * MIB;
@@ -35,6 +36,17 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 /// Pins the live files, lets something happen, and stores what was pinned. The backup, and how many bytes came from disks.
 fn night(world: &World, nth: u8, meanwhile: impl FnOnce(&AtomicBool) + Send) -> (BackupId, u64) {
+    let (id, from_disk, _) = night_in(world, nth, &mut world.place.repository(), meanwhile);
+    (id, from_disk)
+}
+
+/// The same in an open repository; also, how many bytes of the files were read.
+fn night_in(
+    world: &World,
+    nth: u8,
+    repository: &mut Repository,
+    meanwhile: impl FnOnce(&AtomicBool) + Send,
+) -> (BackupId, u64, u64) {
     let (staging, mut entries) = world.pin();
     for found in &mut entries {
         // The true times, and the copies where there is one.
@@ -44,8 +56,8 @@ fn night(world: &World, nth: u8, meanwhile: impl FnOnce(&AtomicBool) + Send) -> 
     }
     let manifest = Manifest::merge(Timestamp::now(), entries);
     let cut = cut(nth, &world.live);
-    let (stop, mut repository) = (AtomicBool::new(false), world.place.repository());
-    let (id, read) = thread::scope(|scope| {
+    let stop = AtomicBool::new(false);
+    let done = thread::scope(|scope| {
         scope.spawn(|| meanwhile(&stop));
         // Whoever disturbs has begun.
         thread::sleep(Duration::from_millis(20));
@@ -53,10 +65,34 @@ fn night(world: &World, nth: u8, meanwhile: impl FnOnce(&AtomicBool) + Send) -> 
         let draft = ok(repository.store(Arc::new(manifest), &cut, &Silent));
         stop.store(true, Ordering::Relaxed);
         assert_eq!(draft.problems, []);
-        (ok(repository.publish(draft.clone(), &record(&cut, &draft))), from_disk() - before)
+        let id = ok(repository.publish(draft.clone(), &record(&cut, &draft)));
+        (id, from_disk() - before, draft.bytes_read.0)
     });
     staging.release().unwrap();
-    (id, read)
+    done
+}
+
+/// A repository that keeps the copies of one night for the next.
+fn keeping(world: &World, nth: u8) -> Repository {
+    let mut repository = world.place.repository();
+    repository.use_reference(Referencing {
+        record: world.record(),
+        relpath: Relpath::new("demo.softxs.ch/hydro").unwrap(),
+        choice: world.choice,
+        now: cut(nth, &world.live).cut_at,
+    });
+    repository
+}
+
+/// Changes every second 64 KiB of the table, lets it settle, and hands over what it is then.
+fn changed_by_half(path: &Path, nth: u8) -> Vec<u8> {
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    for at in (64 << 10..SIZE).step_by(128 << 10) {
+        file.write_all_at(&[nth; 64 << 10], at as u64).unwrap();
+    }
+    file.sync_all().unwrap();
+    thread::sleep(SETTLING + Duration::from_millis(50));
+    fs::read(path).unwrap()
 }
 
 /// Bytes that this process has had fetched from disks.
@@ -154,6 +190,32 @@ fn what_is_stored_is_what_was_pinned() {
                 assert!(fs::read(&path).unwrap() != oracle, "{kind}, {name}: nobody wrote");
             }
         }
+    }
+}
+
+/// Only the chunks that changed since the night before are read, and these from the original too.
+#[test]
+fn of_what_changed_that_is_stored_which_was_pinned() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let world = World::new("xfs");
+    let path = world.live.join("table");
+    settled(&world, 1);
+    night_in(&world, 1, &mut keeping(&world, 1), |_| {});
+    for (nth, writer) in [(2, Some(by_write as fn(&Path, &AtomicBool))), (3, Some(by_map)), (4, None)] {
+        let oracle = changed_by_half(&path, nth);
+        let (id, from_disk, read) = night_in(&world, nth, &mut keeping(&world, nth), |stop| {
+            if let Some(writer) = writer {
+                writer(&path, stop);
+            }
+        });
+        println!("{read} bytes were read, {from_disk} of them from the disk");
+        assert!(world.place.read_back(&id)[&path] == oracle, "night {nth}");
+        if writer.is_some() {
+            assert!(fs::read(&path).unwrap() != oracle, "nobody wrote in night {nth}");
+        } else {
+            assert!(from_disk < SIZE as u64 / 4, "{from_disk} bytes were fetched from the disk");
+        }
+        assert!(nth > 2 || read < SIZE as u64 * 3 / 4, "{read} bytes were read in night {nth}");
     }
 }
 

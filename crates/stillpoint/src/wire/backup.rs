@@ -125,10 +125,11 @@ fn with_job<T>(
                 true => Some(drivers::build(run, &plan, &facts, &|_| None)?),
                 false => None,
             };
-            drivers
-                .iter_mut()
-                .flat_map(|drivers| &mut drivers.pinners)
-                .for_each(|pinner| pinner.look_ahead(history::last_end(run.inventory, request.application)));
+            if plan.refused.is_none() {
+                let parent = history::last_end(run.inventory, request.application);
+                let pinners = drivers.iter_mut().flat_map(|drivers| &mut drivers.pinners);
+                pinners.for_each(|pinner| pinner.look_ahead(parent));
+            }
             Ok((plan, facts, drivers))
         });
         (repository.join().unwrap_or_else(|panic| resume_unwind(panic)), planned)
