@@ -22,12 +22,37 @@ impl Volume {
     /// If the filesystem cannot be made or mounted: tests do not skip.
     #[must_use]
     pub fn new(kind: &str, bytes: u64, below: &Path) -> Self {
+        Self::made(kind, bytes, below, false)
+    }
+
+    /// The same, written past the cache of the filesystem that the image lies on: as a disk, it has no other memory
+    /// below it that fills with what is written and stops everybody when it is flushed.
+    ///
+    /// # Panics
+    /// As [`Self::new`], and if the device cannot do that.
+    #[must_use]
+    pub fn like_a_disk(kind: &str, bytes: u64, below: &Path) -> Self {
+        Self::made(kind, bytes, below, true)
+    }
+
+    fn made(kind: &str, bytes: u64, below: &Path, is_direct: bool) -> Self {
         let dir = tempfile::Builder::new().prefix("volume-").tempdir_in(below).expect("a directory");
         let (image, at) = (dir.path().join("image"), dir.path().join("mnt"));
         fs::create_dir(&at).expect("a mount point");
         fs::File::create(&image).expect("an image").set_len(bytes).expect("its size");
         run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image)).expect("mkfs");
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at)).expect("mount");
+        if is_direct {
+            let device = ["--find", "--show", "--direct-io=on"];
+            let device = run(Command::new("losetup").args(device).arg(&image)).expect("a loop device");
+            let device = device.trim();
+            run(Command::new("mount").arg(device).arg(&at)).expect("mount");
+            let facts = run(Command::new("losetup").args(["--noheadings", "--output", "DIO", device]));
+            assert_eq!(facts.expect("its facts").trim(), "1", "{device} writes past the cache");
+            // It goes when it is not mounted any more.
+            run(Command::new("losetup").args(["--detach", device])).expect("it is let go");
+        } else {
+            run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at)).expect("mount");
+        }
         super::process::open_the_way(&at);
         Self { at, _dir: dir }
     }
