@@ -241,15 +241,17 @@ impl Share {
     ) -> Result<(), RepositoryError> {
         let plain = blobs.tree(tree)?;
         let nodes = StoredNode::parse_tree(&plain).map_err(|error| no_tree(tree, &error))?;
-        let mut path = dir.to_owned();
+        let mut path = PathBuf::new();
         for node in nodes {
+            // Anew each time: a name that is none must not lead the next ones elsewhere.
+            path.clear();
+            path.push(dir);
             path.push(node.file_name());
             if let Some(subtree) = node.subtree {
                 found.push((path.clone(), subtree));
             } else {
                 self.file(blobs, &path, &node, wanted);
             }
-            path.pop();
         }
         Ok(())
     }
