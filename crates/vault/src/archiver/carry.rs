@@ -28,7 +28,10 @@ use model::{
     problem::Problem,
     reference::{LARGE, ReferenceFile},
 };
-use os::extents::{is_on_realtime_device, look, map_of};
+use os::{
+    extents::{is_on_realtime_device, look, map_of},
+    tree::stamp_of,
+};
 
 use sha2::{Digest, Sha256};
 
@@ -40,7 +43,7 @@ use super::{
 };
 use crate::{
     reference::Keeper,
-    repository::{feed::Feed, source::stamp_of},
+    repository::feed::Feed,
     thin::{Home, Pinned},
 };
 
