@@ -198,6 +198,10 @@ impl Carry {
         let Ok(stamp) = file.sync_all().and_then(|()| file.metadata()).map(|meta| stamp_of(&meta)) else {
             return 0;
         };
+        // Whoever reads it finds out, too; here chunks would be carried over that it does not have.
+        if stamp.size != size {
+            return 0;
+        }
         let older = self.older.get(&entry.path);
         let pinned = frozen.pinned.as_ref();
         let before = older.map(|older| Before::take(older, file, blob, pinned.map(Arc::as_ref)));
