@@ -20,7 +20,7 @@ mod walk;
 
 pub use census::{Census, Changes, Course, Pass, Spot, Stopped};
 pub use count::Count;
-pub use meta::{Found, changed_since, clock_of_stamps, read_entry_meta};
+pub use meta::{Found, changed_since, clock_of_stamps, read_entry_meta, stamp_of};
 pub use resolve::{Resolved, ancestors, resolve};
 pub use rules::Vanished;
 pub use walk::Walk;

@@ -31,11 +31,11 @@ use os::{
     extents::{clone_file, is_unsupported, look},
     lvm::{self, LvSnapshot, LvmError},
     staging::{self, Staging, StagingError},
+    tree::stamp_of,
 };
 
 use crate::{
     archiver::{Frozen, recorded},
-    repository::source::stamp_of,
     thin::{Home, Keeping, Pinned, Volumes},
 };
 

@@ -235,6 +235,25 @@ fn flip(image: &Path, mark: &[u8]) {
     file.sync_all().unwrap();
 }
 
+/// Nothing is carried over into it, and nothing is missing from the others.
+#[test]
+fn a_pinned_copy_of_another_length_is_told() {
+    let mut world = world("xfs");
+    world.night();
+    let a = world.live.join("a");
+    for length in [4 * MIB, 7 * MIB] {
+        let night = world.night_with(|copies| {
+            File::options().write(true).open(copies.join("0")).unwrap().set_len(length as u64).unwrap();
+        });
+        let [lost] = &night.draft.problems[..] else { panic!("{:?}", night.draft.problems) };
+        assert_eq!((lost.effect, lost.path.as_deref()), (Effect::Missing, Some(&*a)), "{length}");
+        assert!(lost.what.contains("its pinned copy has not the"), "{}", lost.what);
+        let whole = world.night();
+        assert_quiet(&whole);
+        world.assert_holds(&whole);
+    }
+}
+
 #[test]
 fn without_the_choice_nothing_is_kept() {
     let mut world = world("btrfs");

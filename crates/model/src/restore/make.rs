@@ -13,6 +13,7 @@ use crate::{
     entry::Kind,
     port::{Failure, FailureKind},
     problem::{Effect, Problem},
+    reference::ReferenceFile,
     size::Bytes,
 };
 
@@ -56,10 +57,10 @@ pub fn plan(request: &Request, listing: &Listing, facts: &SiteFacts) -> Result<R
         refuse_open(&facts.open, request)?;
         plan.must_be_closed.extend(server_files(request));
     }
-    space(&places, facts, listing)?;
+    plan.copies = copies::usable(&places, facts, listing);
+    space(&places, facts, listing, &plan.copies)?;
     plan.files = plan.parts.iter().map(|p| p.files).sum();
     plan.bytes = plan.parts.iter().map(|p| p.bytes).sum();
-    plan.copies = copies::usable(&places, facts, listing);
     add_notes(listing, facts, &mut plan);
     Ok(plan)
 }
@@ -268,12 +269,20 @@ pub fn still_open(opened: &Opened) -> Failure {
     )
 }
 
-fn space(places: &[Place], facts: &SiteFacts, listing: &Listing) -> Result<(), Failure> {
+/// What is cloned takes no space.
+fn space(
+    places: &[Place],
+    facts: &SiteFacts,
+    listing: &Listing,
+    copies: &[ReferenceFile],
+) -> Result<(), Failure> {
     let mut needs: BTreeMap<u64, (u64, u64, &PlaceFacts)> = BTreeMap::new();
     for (place, found) in places.iter().zip(&facts.places) {
         let weight = listing.weigh(&place.from);
+        let here = copies.iter().filter(|copy| copy.path.starts_with(&place.from));
+        let cloned: Bytes = here.map(|copy| copy.size).sum();
         let need = needs.entry(found.device).or_insert((0, 0, found));
-        need.0 = need.0.saturating_add(weight.disk.0);
+        need.0 = need.0.saturating_add(weight.disk.0.saturating_sub(cloned.0));
         need.1 += weight.entries;
     }
     for (bytes, names, found) in needs.into_values() {

@@ -4,10 +4,14 @@
 
 use std::{
     ffi::{CStr, CString},
+    fs::Metadata,
     io,
     os::{
         fd::{AsRawFd, BorrowedFd},
-        unix::ffi::{OsStrExt, OsStringExt},
+        unix::{
+            ffi::{OsStrExt, OsStringExt},
+            fs::MetadataExt,
+        },
     },
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
@@ -15,7 +19,7 @@ use std::{
 
 use jiff::Timestamp;
 use model::{
-    entry::{Kind, Meta, Xattr},
+    entry::{Kind, Meta, Stamp, Xattr},
     size::Bytes,
 };
 use rustix::{
@@ -26,6 +30,9 @@ use rustix::{
     io::Errno,
     time::{ClockId, clock_gettime},
 };
+
+/// The beginning of the year 0.
+const FIRST: Timestamp = Timestamp::constant(-62_167_219_200, 0);
 
 /// Longest list of names and longest value of an extended attribute: `XATTR_LIST_MAX`, `XATTR_SIZE_MAX`,
 /// linux/limits.h.
@@ -153,10 +160,31 @@ pub(super) fn time(seconds: i64, nanos: u32) -> Timestamp {
         .unwrap_or_else(|| in_range(i128::from(seconds) * 1_000_000_000 + i128::from(nanos)))
 }
 
-/// A file may claim any 64-bit second; what lies beyond the years -9999 to 9999 is taken as their end.
+/// A file may claim any 64-bit second; what lies beyond the years 0 to 9999 is taken as their end: a tree with a year that has
+/// not four digits is one that restic cannot read (RFC 3339).
 pub(super) fn in_range(nanos: i128) -> Timestamp {
-    let end = if nanos < 0 { Timestamp::MIN } else { Timestamp::MAX };
-    Timestamp::from_nanosecond(nanos).unwrap_or(end)
+    let end = if nanos < 0 { FIRST } else { Timestamp::MAX };
+    Timestamp::from_nanosecond(nanos).ok().filter(|time| *time >= FIRST).unwrap_or(end)
+}
+
+/// Whether a tree can hold the time of the last change of the content.
+pub(super) fn has_true_time(status: &Statx) -> bool {
+    let StatxTimestamp { tv_sec: seconds, tv_nsec: nanos, .. } = status.stx_mtime;
+    timestamp(status.stx_mtime).as_nanosecond() == i128::from(seconds) * 1_000_000_000 + i128::from(nanos)
+}
+
+/// What tells the content of an open file from another, with the same times as [`read_entry_meta`] gives.
+#[must_use]
+pub fn stamp_of(meta: &Metadata) -> Stamp {
+    let nanos = |seconds: i64, rest: i64| {
+        in_range(i128::from(seconds) * 1_000_000_000 + i128::from(rest)).as_nanosecond()
+    };
+    Stamp {
+        size: Bytes(meta.len()),
+        mtime: nanos(meta.mtime(), meta.mtime_nsec()),
+        ctime: nanos(meta.ctime(), meta.ctime_nsec()),
+        inode: meta.ino(),
+    }
 }
 
 /// Asks with the usual room, and with all the room that there can be if that is not enough.
@@ -274,7 +302,9 @@ mod tests {
     use model::{entry::Kind, size::Bytes};
     use rustix::fs::{Mode, Timespec, Timestamps};
 
-    use super::{Found, Xattrs, clock_of_stamps, in_range, read_entry_meta, time};
+    use super::{
+        CWD, Found, Xattrs, clock_of_stamps, has_true_time, in_range, read_entry_meta, stamp_of, status, time,
+    };
 
     #[test]
     fn attributes_are_those_of_the_file_to_the_nanosecond() {
@@ -376,7 +406,23 @@ mod tests {
             assert_eq!(time(seconds, nanos), expected, "{seconds} {nanos}");
         }
         assert_eq!(in_range(i128::from(i64::MAX) * 1_000_000_000), Timestamp::MAX);
-        assert_eq!(in_range(i128::from(i64::MIN) * 1_000_000_000), Timestamp::MIN);
+        for before in [i128::from(i64::MIN) * 1_000_000_000, Timestamp::MIN.as_nanosecond()] {
+            assert_eq!(in_range(before).to_string(), "0000-01-01T00:00:00Z");
+        }
+    }
+
+    #[test]
+    fn an_open_file_has_the_times_of_its_entry_also_beyond_the_calendar() {
+        // tmpfs keeps any second.
+        let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        for (seconds, is_kept) in [(5, true), (-70_000_000_000, false), (1 << 50, false)] {
+            let times = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: 0 };
+            let both = rustix::fs::Timestamps { last_access: times, last_modification: times };
+            rustix::fs::futimens(&file, &both).unwrap();
+            let (_, meta) = read_entry_meta(file.path()).unwrap();
+            assert_eq!(stamp_of(&file.as_file().metadata().unwrap()), meta.stamp(), "{seconds}");
+            assert_eq!(has_true_time(&status(CWD, file.path()).unwrap()), is_kept, "{seconds}");
+        }
     }
 
     #[test]

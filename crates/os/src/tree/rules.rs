@@ -69,6 +69,10 @@ pub(super) fn socket(path: &Path) -> Problem {
     Problem::note(path, "a socket is not stored: its program makes it anew")
 }
 
+pub(super) fn time_beyond(path: &Path) -> Problem {
+    Problem::note(path, "its modification time is beyond the years 0 to 9999, and is stored as their end")
+}
+
 pub(super) fn circle(path: &Path) -> Problem {
     Problem::note(path, "is a directory above it, mounted again: not followed")
 }

@@ -25,10 +25,10 @@ use model::{
 use rustix::fs::{CWD, Dir, fstat};
 
 use super::{
-    meta::{Found, Unread, Xattrs, describe, is_mount_point, status},
+    meta::{Found, Unread, Xattrs, describe, has_true_time, is_mount_point, status},
     rules::{
         Vanished, attribute_unread, attributes_unreadable, circle, is_gone, open_dir, pseudo_mount, socket,
-        unreadable,
+        time_beyond, unreadable,
     },
 };
 use crate::{mounts::Mounts, staging::is_ours};
@@ -204,10 +204,15 @@ impl Course<'_, '_> {
             return None;
         }
         let looked = status(dir.as_fd(), &*name)
-            .and_then(|status| Ok((is_mount_point(&status), describe(dir.as_fd(), &*name, &status)?)));
+            .and_then(|status| Ok((status, describe(dir.as_fd(), &*name, &status)?)));
         match looked {
             Ok((_, (Found::Stored(Kind::Dir), _))) if is_ours(path) => None,
-            Ok((mount_point, (Found::Stored(kind), meta))) => Some(Child { name, kind, meta, mount_point }),
+            Ok((status, (Found::Stored(kind), meta))) => {
+                if !has_true_time(&status) {
+                    self.problems.push(time_beyond(path));
+                }
+                Some(Child { name, kind, meta, mount_point: is_mount_point(&status) })
+            }
             Ok((_, (Found::Socket, _))) => {
                 self.problems.push(socket(path));
                 None

@@ -28,7 +28,10 @@ use model::{
     problem::Problem,
     reference::{LARGE, ReferenceFile},
 };
-use os::extents::{is_on_realtime_device, look, map_of};
+use os::{
+    extents::{is_on_realtime_device, look, map_of},
+    tree::stamp_of,
+};
 
 use sha2::{Digest, Sha256};
 
@@ -40,7 +43,7 @@ use super::{
 };
 use crate::{
     reference::Keeper,
-    repository::{feed::Feed, source::stamp_of},
+    repository::feed::Feed,
     thin::{Home, Pinned},
 };
 
@@ -195,6 +198,10 @@ impl Carry {
         let Ok(stamp) = file.sync_all().and_then(|()| file.metadata()).map(|meta| stamp_of(&meta)) else {
             return 0;
         };
+        // Whoever reads it finds out, too; here chunks would be carried over that it does not have.
+        if stamp.size != size {
+            return 0;
+        }
         let older = self.older.get(&entry.path);
         let pinned = frozen.pinned.as_ref();
         let before = older.map(|older| Before::take(older, file, blob, pinned.map(Arc::as_ref)));

@@ -63,7 +63,8 @@ const ZEROS: usize = 16;
 /// A run has no more blobs, however many of them are zeros.
 const LONGEST: usize = 4096;
 
-/// No blob is larger: restic's chunks end at 8 MiB, a tree of a large directory may be longer. In bytes.
+/// No blob is larger in bytes, unless it takes an eighth of its size in its pack: restic's chunks end at 8 MiB, but the tree of
+/// a directory with many parts, 67 bytes each that pack to about half, has gigabytes.
 const LARGEST: u32 = 1 << 30;
 
 /// What takes the content of blobs, in order: of one or more at a time.
@@ -439,7 +440,8 @@ pub(super) fn check_promise(packed: &[u8], raw: u32) -> Result<(), &'static str>
     let most = (packed.len() as u64 / 4 + 1) * (128 << 10);
     let promised = zstd_safe::get_frame_content_size(packed).map_err(|_| "cannot be unpacked")?;
     let is_other = promised.is_some_and(|size| size != u64::from(raw));
-    if is_other || u64::from(raw) > most || raw > LARGEST { Err(OTHER_SIZE) } else { Ok(()) }
+    let is_bomb = raw > LARGEST && (raw / 8) as usize > packed.len();
+    if is_other || u64::from(raw) > most || is_bomb { Err(OTHER_SIZE) } else { Ok(()) }
 }
 
 /// Unpacks what fills this to the last byte.

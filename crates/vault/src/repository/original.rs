@@ -26,10 +26,13 @@ use model::{
     entry::{Entry, Stamp},
     extents::Map,
 };
-use os::extents::{is_on_realtime_device, map_of, map_within};
+use os::{
+    extents::{is_on_realtime_device, map_of, map_within},
+    tree::stamp_of,
+};
 use rustix::io::{ReadWriteFlags, preadv2};
 
-use super::source::{open, stamp_of};
+use super::source::open;
 
 /// Smaller files are read faster than they are compared.
 const SMALLEST: u64 = 4 << 20;

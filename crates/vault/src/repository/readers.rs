@@ -207,6 +207,22 @@ fn compressed_blobs() {
     });
 }
 
+/// The tree of a directory with 600 GiB of pages has 1.3 GB, and packs to a half of that.
+#[test]
+fn a_blob_of_gigabytes_is_no_bomb_if_it_takes_space() {
+    let raw = (5 << 28) | 5;
+    // A header of zstd with that size (RFC 8878, 3.1.1.1), then what is not looked at.
+    let packed = |length: usize| {
+        let mut packed = vec![0; length];
+        packed[..5].copy_from_slice(&[0x28, 0xb5, 0x2f, 0xfd, 0xa0]);
+        packed[5..9].copy_from_slice(&u32::to_le_bytes(raw));
+        packed
+    };
+    assert!(check_promise(&packed(100 << 20), raw).is_err());
+    check_promise(&packed(200 << 20), raw).unwrap();
+    assert!(check_promise(&packed(200 << 20), raw + 1).is_err());
+}
+
 #[test]
 fn blobs_where_an_index_says_they_are() {
     let bare = Bare::new();

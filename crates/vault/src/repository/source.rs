@@ -17,7 +17,7 @@ use model::{
     extents::Map,
     size::Bytes,
 };
-use os::direct;
+use os::{direct, tree::stamp_of};
 use rustix::{
     fs::{Advice, Mode, OFlags},
     io::{Errno, ReadWriteFlags, preadv2},
@@ -116,17 +116,6 @@ fn is_cold(file: &File, size: u64) -> bool {
         got == Err(Errno::AGAIN)
     };
     is_absent(0) && (size <= PAGE || (is_absent(last / 2) && is_absent(last)))
-}
-
-/// What tells this content of a file from another.
-pub(crate) fn stamp_of(meta: &Metadata) -> Stamp {
-    let nanos = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
-    Stamp {
-        size: Bytes(meta.len()),
-        mtime: nanos(meta.mtime(), meta.mtime_nsec()),
-        ctime: nanos(meta.ctime(), meta.ctime_nsec()),
-        inode: meta.ino(),
-    }
 }
 
 impl Source {

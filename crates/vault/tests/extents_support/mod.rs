@@ -153,9 +153,15 @@ impl World {
 
     /// One night, a day later.
     pub fn night(&mut self) -> Night {
+        self.night_with(|_| {})
+    }
+
+    /// One in which something happens to the pinned copies.
+    pub fn night_with(&mut self, happens: impl FnOnce(&Path)) -> Night {
         self.now += SignedDuration::from_hours(24);
         self.nights += 1;
         let (staging, entries) = self.pin();
+        happens(staging.path());
         let mut repository = self.place.repository();
         repository.use_reference(Referencing {
             record: self.record(),

@@ -27,6 +27,7 @@ use model::{
 use os::{
     extents::{clone_file, clone_range, clone_rest, is_unsupported, map_of, skips_what_is_shared},
     staging::{Staging, StagingError, is_no_space},
+    tree,
 };
 use rustix::{
     fs::{IFlags, SeekFrom, ioctl_getflags, ioctl_setflags, seek},
@@ -284,14 +285,7 @@ pub(super) fn open_source(path: &Path) -> Result<File, Untaken> {
 }
 
 pub(super) fn stamp_of(file: &File) -> io::Result<Stamp> {
-    let meta = file.metadata()?;
-    let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
-    Ok(Stamp {
-        size: Bytes(meta.len()),
-        mtime: nanos(meta.mtime(), meta.mtime_nsec()),
-        ctime: nanos(meta.ctime(), meta.ctime_nsec()),
-        inode: meta.ino(),
-    })
+    file.metadata().map(|meta| tree::stamp_of(&meta))
 }
 
 fn clone_whole(source: &File, target: &File) -> Result<(), Untaken> {

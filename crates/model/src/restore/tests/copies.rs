@@ -2,12 +2,11 @@
 //!
 //! Crash story: tests of pure functions, no effects.
 
-use super::{Case, Found, Request, case, to};
-use crate::{reference::ReferenceFile, size::Bytes};
+use super::{Case, Found, Request, case, entry, listing, to};
+use crate::{entry::Kind, port::FailureKind, reference::ReferenceFile, size::Bytes};
 
-#[test]
-fn only_copies_of_the_file_on_the_filesystem_it_is_written_to_are_cloned() {
-    let copy = |path: &str, size: u64| ReferenceFile {
+fn copy(path: &str, size: u64) -> ReferenceFile {
+    ReferenceFile {
         path: path.into(),
         copy: "/backup/copy".into(),
         size: Bytes(size),
@@ -17,7 +16,11 @@ fn only_copies_of_the_file_on_the_filesystem_it_is_written_to_are_cloned() {
         blob: 32768,
         volume: None,
         content: String::new(),
-    };
+    }
+}
+
+#[test]
+fn only_copies_of_the_file_on_the_filesystem_it_is_written_to_are_cloned() {
     let planned = |request: Request, copy: ReferenceFile, device: u64| {
         let mut case = Case { request, ..to("/srv/restored", Found::Absent) };
         case.site.copies = vec![(copy, device)];
@@ -44,4 +47,19 @@ fn only_copies_of_the_file_on_the_filesystem_it_is_written_to_are_cloned() {
     let mut in_place = case();
     in_place.request.trust_copies = true;
     assert!(!in_place.plan().unwrap().trusts_copies, "in place nothing is trusted");
+}
+
+#[test]
+fn what_is_cloned_needs_no_space() {
+    const LARGE: u64 = 64 << 20;
+    let mut case = to("/srv/restored", Found::Absent);
+    let mut large = entry("/srv/hydro/var/file", Kind::File);
+    large.meta.size = Bytes(LARGE);
+    case.listing = listing(vec![entry("/srv", Kind::Dir), large]);
+    case.site.places[0].free = Bytes(LARGE);
+    case.refused(FailureKind::NoSpace, "are free");
+    case.site.copies = vec![(copy("/srv/hydro/var/file", LARGE), 2)];
+    case.refused(FailureKind::NoSpace, "are free");
+    case.site.copies[0].1 = 1;
+    assert_eq!(case.plan().unwrap().copies.len(), 1);
 }

@@ -25,8 +25,10 @@ use super::{
 use crate::{
     staging::is_ours,
     tree::{
-        meta::{Xattrs, device, status},
-        rules::{attribute_unread, attributes_unreadable, is_gone, open_dir, socket, unreadable},
+        meta::{Xattrs, device, has_true_time, status},
+        rules::{
+            attribute_unread, attributes_unreadable, is_gone, open_dir, socket, time_beyond, unreadable,
+        },
     },
 };
 
@@ -165,6 +167,9 @@ impl<'p, 'a> Looker<'p, 'a> {
     ) -> Option<Member> {
         let mut extra = Extra::default();
         let mut settled = is_settled(&Record::of(status), self.pass.started);
+        if !has_true_time(status) {
+            extra.problems.push(time_beyond(path));
+        }
         match FileType::from_raw_mode(u32::from(status.stx_mode)) {
             FileType::Directory if is_ours(path) => return None,
             FileType::Socket => {
