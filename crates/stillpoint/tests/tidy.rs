@@ -9,11 +9,12 @@ use std::{
 };
 
 /// Which workspace crates each crate may depend on.
-const ARROWS: [(&str, &[&str]); 7] = [
+const ARROWS: [(&str, &[&str]); 8] = [
+    ("lanes", &[]),
     ("model", &[]),
     ("os", &["model"]),
     ("engines", &["model", "os"]),
-    ("vault", &["model", "os"]),
+    ("vault", &["lanes", "model", "os"]),
     ("orchestrate", &["model"]),
     ("testkit", &["model"]),
     ("stillpoint", &["model", "os", "engines", "vault", "orchestrate"]),
