@@ -99,6 +99,18 @@ fn every_crate_is_in_the_picture() {
     assert_eq!(there, drawn);
 }
 
+/// A crate that is not in the list is optimised in debug builds: compiled for long, each time.
+#[test]
+fn every_crate_is_built_fast_or_is_fast() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("the workspace");
+    let table: toml::Table = manifest.parse().expect("Cargo.toml is TOML");
+    let built_fast: Vec<&String> =
+        table["profile"]["dev"]["package"].as_table().expect("a table").keys().collect();
+    let expected: Vec<&str> = ARROWS.iter().map(|(name, _)| *name).filter(|name| *name != "lanes").collect();
+    assert_eq!(built_fast.len(), expected.len(), "{built_fast:?}");
+    assert!(expected.iter().all(|name| built_fast.iter().any(|there| there == name)), "{built_fast:?}");
+}
+
 #[test]
 fn files_stay_readable() {
     let faults: Vec<String> = sources()

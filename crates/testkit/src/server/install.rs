@@ -25,7 +25,10 @@ pub(super) const USER: &str = "mysql";
 pub(super) fn install(datadir: &Path, options: &[String]) -> Told<()> {
     let mut chosen: Vec<&str> = vec!["--innodb-log-file-size=32M"];
     chosen.extend(options.iter().map(String::as_str).filter(|option| option.starts_with("--innodb")));
-    let Some(kept) = kept(&chosen)? else { return install_into(datadir, &chosen) };
+    // A path is of one server: parts of its data lie there.
+    let own = chosen.iter().any(|option| option.contains('/'));
+    let kept = if own { None } else { kept(&chosen)? };
+    let Some(kept) = kept else { return install_into(datadir, &chosen) };
     let copy = ["--archive", "--reflink=auto", "--sparse=always", "--no-target-directory"];
     run(Command::new("cp").args(copy).arg(&kept).arg(datadir))?;
     give(datadir, true)
