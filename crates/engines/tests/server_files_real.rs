@@ -51,7 +51,7 @@ fn main() -> ExitCode {
 /// Takes three cuts of a server under load and opens each copy.
 fn cuts(kind: &str, form: FilesForm, held: bool) {
     let dir = scratch();
-    let volume = Volume::new(kind, 3 << 30, dir.path());
+    let volume = Volume::for_test(kind, 3 << 30, dir.path());
     let server = PrivateServer::builder().datadir(volume.directory("data")).start();
     let staging = sub(volume.path(), "staging");
     let roots = vec![root(RootRole::Data, server.datadir(), &staging)];
@@ -131,7 +131,7 @@ fn one_snapshot() {
 fn several_directories() {
     for (kind, form) in [("xfs", FilesForm::Reflink), ("btrfs", FilesForm::Volumes)] {
         let dir = scratch();
-        let (one, other) = (Volume::new(kind, 2 << 30, dir.path()), Volume::new(kind, 2 << 30, dir.path()));
+        let (one, other) = (Volume::for_test(kind, 2 << 30, dir.path()), Volume::new(kind, 2 << 30, dir.path()));
         let (data, logs) = (one.directory("data"), other.directory("logs"));
         std::process::Command::new("chown").arg("mysql:mysql").arg(&logs).status().expect("chown");
         let server = PrivateServer::builder()
@@ -165,7 +165,7 @@ fn several_directories() {
 
 fn not_held() {
     let dir = scratch();
-    let volume = Volume::new("xfs", 2 << 30, dir.path());
+    let volume = Volume::for_test("xfs", 2 << 30, dir.path());
     let server = PrivateServer::builder().datadir(volume.directory("data")).start();
     let roots = vec![root(RootRole::Data, server.datadir(), &sub(volume.path(), "staging"))];
     let form = FilesForm::Reflink;
@@ -200,7 +200,7 @@ fn not_held() {
 
 fn not_clonable() {
     let dir = scratch();
-    let volume = Volume::new("ext4", 2 << 30, dir.path());
+    let volume = Volume::for_test("ext4", 2 << 30, dir.path());
     let server = PrivateServer::builder().datadir(volume.directory("data")).start();
     let roots = vec![root(RootRole::Data, server.datadir(), &sub(volume.path(), "staging"))];
     let form = FilesForm::Reflink;

@@ -12,7 +12,7 @@ use std::{
     process::Command,
 };
 
-use common::{PASSWORD, Ran, Site, make_guestbook, write_private};
+use common::{PASSWORD, PERSONAL, Ran, Site, make_guestbook, write_private};
 
 const NOBODY: u32 = 65534;
 
@@ -24,11 +24,15 @@ fn stored() -> Site {
 }
 
 fn settle(site: &Site) {
+    settle_with(PASSWORD, site);
+}
+
+fn settle_with(password: &str, site: &Site) {
     make_guestbook(&site.database());
     for number in 0..20 {
         fs::write(site.uploads().join(format!("w1-{number:07}.bin")), vec![number; 5000]).expect("an upload");
     }
-    site.init(&site.sources());
+    site.init_with(password, &site.sources());
     site.run(["backup"]).expect_status(0);
 }
 
@@ -206,7 +210,8 @@ fn a_full_disk_is_told_and_nothing_stored_before_is_lost() {
 
 #[test]
 fn a_wrong_password_is_status_12() {
-    let site = stored();
+    let site = Site::new();
+    settle_with(PERSONAL, &site);
     write_private(&site.password_file(), b"not-the-password-at-all");
     for arguments in
         [&["backup"][..], &["list"], &["check"], &["restore", "guestbook", "--to", "/tmp/nowhere-at-all"]]
@@ -217,8 +222,9 @@ fn a_wrong_password_is_status_12() {
             !ran.out().contains("not-the-password-at-all") && !ran.err().contains("not-the-password-at-all")
         );
     }
-    write_private(&site.password_file(), PASSWORD.as_bytes());
+    write_private(&site.password_file(), PERSONAL.as_bytes());
     site.run(["backup"]).expect_status(0);
+    nothing_is_lost(&site, &site.backups());
 }
 
 #[test]

@@ -53,7 +53,7 @@ struct Scene {
 
 impl Scene {
     fn on(filesystem: &str) -> Self {
-        let volume = Volume::new(filesystem, 4 << 30, Path::new(env!("CARGO_TARGET_TMPDIR")));
+        let volume = Volume::for_test(filesystem, 4 << 30, Path::new(env!("CARGO_TARGET_TMPDIR")));
         let server = PrivateServer::builder()
             .directory(volume.directory("server"))
             .option("--max-allowed-packet=64M")

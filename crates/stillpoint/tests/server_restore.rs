@@ -33,7 +33,7 @@ impl Scene {
 
     /// The same on another filesystem.
     fn on(filesystem: &str, block: impl FnOnce(&Hooks) -> String) -> Self {
-        let volume = Volume::new(filesystem, 4 << 30, Path::new(env!("CARGO_TARGET_TMPDIR")));
+        let volume = Volume::for_test(filesystem, 4 << 30, Path::new(env!("CARGO_TARGET_TMPDIR")));
         let external = volume.directory("external");
         owned_by_server(&external);
         let server = PrivateServer::builder().directory(volume.directory("server")).rocksdb().start();
@@ -288,7 +288,7 @@ fn a_restored_directory_has_what_mariadbd_needs_to_open_it_and_leaves_the_origin
 
 #[test]
 fn a_server_that_reaches_its_directories_through_links_comes_back_anywhere() {
-    let volume = Volume::new("xfs", 4 << 30, Path::new(env!("CARGO_TARGET_TMPDIR")));
+    let volume = Volume::for_test("xfs", 4 << 30, Path::new(env!("CARGO_TARGET_TMPDIR")));
     for name in ["data", "redo", "external"] {
         let far = volume.path().join("far").join(name);
         fs::create_dir_all(&far).unwrap();

@@ -9,11 +9,12 @@ use std::{
 };
 
 /// Which workspace crates each crate may depend on.
-const ARROWS: [(&str, &[&str]); 7] = [
+const ARROWS: [(&str, &[&str]); 8] = [
+    ("lanes", &[]),
     ("model", &[]),
     ("os", &["model"]),
     ("engines", &["model", "os"]),
-    ("vault", &["model", "os"]),
+    ("vault", &["lanes", "model", "os"]),
     ("orchestrate", &["model"]),
     ("testkit", &["model"]),
     ("stillpoint", &["model", "os", "engines", "vault", "orchestrate"]),
@@ -96,6 +97,18 @@ fn every_crate_is_in_the_picture() {
     let mut drawn: Vec<&str> = ARROWS.iter().map(|(name, _)| *name).collect();
     drawn.sort_unstable();
     assert_eq!(there, drawn);
+}
+
+/// A crate that is not in the list is optimised in debug builds: compiled for long, each time.
+#[test]
+fn every_crate_is_built_fast_or_is_fast() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("the workspace");
+    let table: toml::Table = manifest.parse().expect("Cargo.toml is TOML");
+    let built_fast: Vec<&String> =
+        table["profile"]["dev"]["package"].as_table().expect("a table").keys().collect();
+    let expected: Vec<&str> = ARROWS.iter().map(|(name, _)| *name).filter(|name| *name != "lanes").collect();
+    assert_eq!(built_fast.len(), expected.len(), "{built_fast:?}");
+    assert!(expected.iter().all(|name| built_fast.iter().any(|there| there == name)), "{built_fast:?}");
 }
 
 #[test]

@@ -134,7 +134,7 @@ fn a_ledger_is_sound_at_rest_and_tells_a_copy_of_two_instants() {
 
 #[test]
 fn sysbench_fills_a_server_of_the_wanted_size_loads_it_and_it_ages() {
-    let volume = Volume::new("xfs", 1 << 30, &std::env::temp_dir());
+    let volume = Volume::for_test("xfs", 1 << 30, &std::env::temp_dir());
     let mut server = PrivateServer::builder().directory(volume.path().join("server")).start();
     let bytes = 60 << 20;
     let tables = Sysbench::sized(6, bytes);
@@ -173,7 +173,7 @@ fn extents(path: &Path) -> u64 {
 /// The cut that the product makes, by hand; and a copy without one, which the ledger must tell.
 #[test]
 fn a_snapshot_under_backup_stages_is_of_one_instant_and_a_running_copy_is_not() {
-    let volume = Volume::new("btrfs", 4 << 30, &std::env::temp_dir());
+    let volume = Volume::for_test("btrfs", 4 << 30, &std::env::temp_dir());
     let all = volume.directory("all");
     let server = PrivateServer::builder().directory(all.join("server")).rocksdb().start();
     let ledger = Ledger::start(LedgerOptions::new(&server, &all.join("files"), 7), "ledger");

@@ -93,7 +93,7 @@ pub fn facts() {
 
 pub fn outside() {
     let dir = tempfile::tempdir().expect("a directory");
-    let volume = Volume::new("xfs", 600 << 20, dir.path());
+    let volume = Volume::for_test("xfs", 600 << 20, dir.path());
     let far = volume.directory("far");
     let redo = volume.directory("redo");
     for dir in [&far, &redo] {

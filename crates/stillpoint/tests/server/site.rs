@@ -66,7 +66,7 @@ impl ServerSite {
     }
 
     fn made(kind: Kind, rocksdb: bool, change: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Self {
-        let volume = Volume::new(kind.filesystem(), 16 << 30, Path::new(env!("CARGO_TARGET_TMPDIR")));
+        let volume = Volume::for_test(kind.filesystem(), 16 << 30, Path::new(env!("CARGO_TARGET_TMPDIR")));
         let all = volume.directory("all");
         let server = change(PrivateServer::builder().directory(all.join("server"))).start();
         server.run([

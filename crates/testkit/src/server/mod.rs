@@ -6,6 +6,7 @@
 //! (parent death signal), while its mounts stay for `umount`.
 
 mod ageing;
+mod install;
 mod latency;
 mod ledger;
 mod private;

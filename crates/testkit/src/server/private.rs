@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{
     Told,
+    install::{USER, give, install, is_root},
     process::{open_the_way, run, start, tail, wait_until},
 };
 
@@ -20,8 +21,6 @@ use super::{
 const READY_WITHIN: Duration = Duration::from_secs(180);
 /// A server has stopped within this time.
 const STOPPED_WITHIN: Duration = Duration::from_secs(120);
-/// The unprivileged user that servers run as when the test is root.
-const USER: &str = "mysql";
 
 /// What a server shall be like; see [`PrivateServer::builder`].
 #[derive(Clone, Debug, Default)]
@@ -428,41 +427,6 @@ impl Drop for PrivateServer {
             let _ = fs::remove_dir_all(directory);
         }
     }
-}
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
-/// Gives a path, or all below it, to the user that the server runs as.
-fn give(path: &Path, all: bool) -> Told<()> {
-    if !is_root() {
-        return Ok(());
-    }
-    let mut command = Command::new("chown");
-    if all {
-        command.arg("-R");
-    }
-    run(command.arg("-h").arg(format!("{USER}:{USER}")).arg(path)).map(drop)
-}
-
-/// `root` has no password: the socket lies in a directory of the test.
-fn install(datadir: &Path, options: &[String]) -> Told<()> {
-    // A starting server removes every `#sql*` file in its directory for temporary tables, other servers' too: seen to
-    // break installations side by side.
-    let tmpdir = tempfile::Builder::new().prefix("sps").tempdir_in("/tmp").map_err(|e| e.to_string())?;
-    give(tmpdir.path(), false)?;
-    let mut command = Command::new("mariadb-install-db");
-    command.arg(format!("--tmpdir={}", tmpdir.path().display()));
-    command.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
-    command.arg(format!("--datadir={}", datadir.display())).arg("--innodb-log-file-size=32M");
-    command.args(options.iter().filter(|option| option.starts_with("--innodb")));
-    if is_root() {
-        command.arg(format!("--user={USER}"));
-    }
-    run(&mut command)?;
-    // It leaves a file of root's, and tells others of root's password in `mysql_upgrade_info` alone.
-    give(datadir, true)
 }
 
 fn free_port() -> Told<u16> {

@@ -14,7 +14,21 @@ pub struct Volume {
     _dir: tempfile::TempDir,
 }
 
+/// What must be free in memory for an image there: many times what the images of all tests at once hold.
+const MEMORY: u64 = 8 << 30;
+
 impl Volume {
+    /// The same as [`Self::new`], for tests of what is done and not of how fast: the image lies in memory if there is plenty,
+    /// where nobody waits for a disk at each `fsync` of a server. No test takes the power away, so nothing is lost.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn for_test(kind: &str, bytes: u64, below: &Path) -> Self {
+        let memory = Path::new("/dev/shm");
+        Self::new(kind, bytes, if free_memory() > MEMORY && free(memory) > MEMORY { memory } else { below })
+    }
+
     /// Makes and mounts a filesystem of this kind (`xfs`, `btrfs`, `ext4`) and size in bytes. The image is sparse
     /// and lies below `below`.
     ///
@@ -87,4 +101,20 @@ impl Drop for Volume {
             let _ = run(Command::new("umount").arg("-l").arg(&self.at));
         }
     }
+}
+
+/// Bytes that the kernel says are available: proc(5).
+fn free_memory() -> u64 {
+    let facts = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = facts.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kilobytes = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kilobytes.unwrap_or(0) << 10
+}
+
+/// Bytes that are free on a filesystem in memory; none if it is not one.
+fn free(at: &Path) -> u64 {
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    let kind = rustix::fs::statfs(at).map_or(0, |facts| facts.f_type.cast_unsigned());
+    let facts = rustix::fs::statvfs(at);
+    facts.map_or(0, |facts| if kind == TMPFS_MAGIC { facts.f_bavail * facts.f_frsize } else { 0 })
 }

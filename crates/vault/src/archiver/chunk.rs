@@ -7,12 +7,11 @@
 //!
 //! Crash story: pure functions.
 
+use lanes::{Roller, Rolling, WINDOW};
 use rustic_core::{
     RusticError,
     repofile::{Chunker, ConfigFile},
 };
-
-use super::roll::WINDOW;
 
 /// Files below this size are one blob, whatever they hold.
 const WHOLE: u64 = 512 * 1024;
@@ -55,6 +54,12 @@ impl Chunking {
             max: config.chunk_max_size().max(config.chunk_min_size()).max(WINDOW),
             fixed,
         })
+    }
+
+    /// Finds where contents are cut; one for each thread.
+    pub(crate) fn roller(&self) -> Roller {
+        let Self { polynomial, mask, min, max, .. } = *self;
+        Roller::new(&Rolling { polynomial, mask, min, max })
     }
 
     /// Files up to this size are read and stored as one blob.

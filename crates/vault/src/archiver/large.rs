@@ -13,6 +13,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use lanes::Roller;
 use model::extents::Map;
 use os::direct;
 
@@ -21,7 +22,6 @@ use super::{
     chunk::{Chunking, Cutting, HEAD},
     compress::{Effort, Judge},
     index::Place,
-    roll::Roller,
 };
 use crate::repository::{feed::Fault, source::Source};
 

@@ -8,8 +8,6 @@ use rustic_core::Id;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest, Sha256};
 
-use super::hashes::hashes;
-
 /// The SHA-256 of a blob (before compression and encryption) or of a file (as it is stored).
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Name(pub(crate) [u8; 32]);
@@ -22,7 +20,7 @@ impl Name {
 
     /// The names of several contents, in their order: faster than one after the other.
     pub(crate) fn of_all(contents: &[&[u8]]) -> Vec<Self> {
-        hashes(contents).into_iter().map(Self).collect()
+        lanes::hashes(contents).into_iter().map(Self).collect()
     }
 
     /// The same as rustic_core knows it.

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use lanes::Roller;
 use model::size::Bytes;
 use rustic_core::repofile::BlobType;
 
@@ -24,7 +25,6 @@ use super::{
     name::Name,
     orphans,
     pack::{Packer, Sealed},
-    roll::Roller,
 };
 use crate::repository::{
     error::{RepositoryError, StorageError},
@@ -243,7 +243,7 @@ pub(crate) fn work(job: &Job<'_>, board: &Board) -> Option<Sealed> {
             return None;
         }
     };
-    let roller = Roller::new(job.chunking);
+    let roller = job.chunking.roller();
     let mut worker =
         Worker { job, board, packer, roller, buffer: Vec::new(), results: Vec::new(), effort: Effort::Quick };
     while let Some(work) = board.claim(job) {

@@ -9,10 +9,8 @@
 
 use rustic_cdc::{Polynom, Rabin64};
 
-use super::chunk::Chunking;
-
 /// Bytes that the rolling hash looks at.
-pub(crate) const WINDOW: usize = 64;
+pub const WINDOW: usize = 64;
 
 /// Stretches that are hashed side by side.
 const LANES: usize = 4;
@@ -20,8 +18,21 @@ const LANES: usize = 4;
 /// Bytes of a stretch.
 const STRETCH: usize = 4096;
 
+/// Where cuts are.
+#[derive(Debug, Clone, Copy)]
+pub struct Rolling {
+    /// Rabin's polynomial.
+    pub polynomial: u64,
+    /// A cut is where the hash has only zeros under it.
+    pub mask: u64,
+    /// The least bytes before a cut, at least [`WINDOW`].
+    pub min: usize,
+    /// The most bytes before a cut, at least `min`.
+    pub max: usize,
+}
+
 /// Finds cuts; one for each thread.
-pub(crate) struct Roller {
+pub struct Roller {
     tables: Tables,
     min: usize,
     max: usize,
@@ -98,20 +109,22 @@ impl Tables {
 
 impl Roller {
     /// One for these parameters.
-    pub(crate) fn new(chunking: &Chunking) -> Self {
-        let polynomial = chunking.polynomial;
+    #[must_use]
+    pub fn new(rolling: &Rolling) -> Self {
+        let polynomial = rolling.polynomial;
         let tables = Tables {
             out: Rabin64::calculate_out_table(WINDOW, &polynomial),
             modulo: Rabin64::calculate_mod_table(&polynomial),
             shift: (polynomial.degree() - 8).unsigned_abs(),
-            mask: chunking.mask,
+            mask: rolling.mask,
         };
-        Self { tables, min: chunking.min, max: chunking.max }
+        Self { tables, min: rolling.min, max: rolling.max }
     }
 
     /// Where the blob that begins these bytes ends; nothing if that is not in them. `last` says that the file
     /// ends with them.
-    pub(crate) fn cut(&self, bytes: &[u8], last: bool) -> Option<usize> {
+    #[must_use]
+    pub fn cut(&self, bytes: &[u8], last: bool) -> Option<usize> {
         let rest = (last && !bytes.is_empty()).then_some(bytes.len());
         if bytes.len() < self.min {
             return rest;
@@ -141,28 +154,28 @@ mod tests {
     use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
     use rustic_cdc::{Rabin64, RollingHash64};
 
-    use super::{Chunking, Roller, STRETCH, WINDOW};
+    use super::{Roller, Rolling, STRETCH, WINDOW};
 
-    fn chunking() -> Chunking {
+    fn rolling() -> Rolling {
         // restic's example polynomial.
         let (min, max) = (512 * 1024, 8 * 1024 * 1024);
-        Chunking { polynomial: 0x003d_a335_8b4d_c173, mask: (1 << 20) - 1, min, max, fixed: None }
+        Rolling { polynomial: 0x003d_a335_8b4d_c173, mask: (1 << 20) - 1, min, max }
     }
 
     /// One byte after the other, by the library.
-    fn slowly(chunking: &Chunking, bytes: &[u8], last: bool) -> Option<usize> {
+    fn slowly(rolling: &Rolling, bytes: &[u8], last: bool) -> Option<usize> {
         let rest = (last && !bytes.is_empty()).then_some(bytes.len());
-        if bytes.len() < chunking.min {
+        if bytes.len() < rolling.min {
             return rest;
         }
-        let mut rabin = Rabin64::new_with_polynom(6, &chunking.polynomial);
+        let mut rabin = Rabin64::new_with_polynom(6, &rolling.polynomial);
         // It takes one byte less than its window has.
-        rabin.reset_and_prefill_window(&mut bytes[chunking.min - WINDOW..chunking.min].iter().copied());
-        rabin.slide(bytes[chunking.min - 1]);
-        let mut at = chunking.min;
-        while rabin.hash & chunking.mask != 0 {
-            if at == bytes.len().min(chunking.max) {
-                return if at == chunking.max { Some(at) } else { rest };
+        rabin.reset_and_prefill_window(&mut bytes[rolling.min - WINDOW..rolling.min].iter().copied());
+        rabin.slide(bytes[rolling.min - 1]);
+        let mut at = rolling.min;
+        while rabin.hash & rolling.mask != 0 {
+            if at == bytes.len().min(rolling.max) {
+                return if at == rolling.max { Some(at) } else { rest };
             }
             rabin.slide(bytes[at]);
             at += 1;
@@ -177,7 +190,7 @@ mod tests {
             let bits = random.random_range(6..20);
             let min = random.random_range(WINDOW..20_000);
             let max = min + random.random_range(0..200_000);
-            let chunking = Chunking { mask: (1 << bits) - 1, min, max, ..chunking() };
+            let rolling = Rolling { mask: (1 << bits) - 1, min, max, ..rolling() };
             let mut bytes = vec![0; random.random_range(0..20 * STRETCH)];
             // Noise, zeros, or a short pattern that comes again.
             match round % 4 {
@@ -188,17 +201,17 @@ mod tests {
                 }
                 _ => random.fill_bytes(&mut bytes),
             }
-            let (roller, mut at) = (Roller::new(&chunking), 0);
+            let (roller, mut at) = (Roller::new(&rolling), 0);
             while at < bytes.len() {
                 for last in [false, true] {
-                    let expected = slowly(&chunking, &bytes[at..], last);
+                    let expected = slowly(&rolling, &bytes[at..], last);
                     assert_eq!(
                         roller.cut(&bytes[at..], last),
                         expected,
-                        "round {round}, {chunking:?} at {at}"
+                        "round {round}, {rolling:?} at {at}"
                     );
                 }
-                at += slowly(&chunking, &bytes[at..], true).unwrap();
+                at += slowly(&rolling, &bytes[at..], true).unwrap();
             }
         }
     }
@@ -210,7 +223,7 @@ mod tests {
         let mut bytes = vec![0; 12 << 20];
         StdRng::seed_from_u64(7).fill_bytes(&mut bytes);
         let ends = |bytes: &[u8]| {
-            let (roller, mut at, mut ends) = (Roller::new(&chunking()), 0, Vec::new());
+            let (roller, mut at, mut ends) = (Roller::new(&rolling()), 0, Vec::new());
             while at < bytes.len() {
                 at += roller.cut(&bytes[at..], true).unwrap();
                 ends.push(at);
@@ -229,7 +242,7 @@ mod tests {
     fn a_cut_does_not_depend_on_how_much_is_there() {
         let mut bytes = vec![0; 9 << 20];
         StdRng::seed_from_u64(3).fill_bytes(&mut bytes);
-        let roller = Roller::new(&chunking());
+        let roller = Roller::new(&rolling());
         let whole = roller.cut(&bytes, true).unwrap();
         assert_eq!(roller.cut(&bytes[..whole], false), Some(whole));
         assert_eq!(roller.cut(&bytes[..whole - 1], false), None);

@@ -11,7 +11,8 @@
 use sha2::{Digest, Sha256};
 
 /// The hashes of these contents, in their order.
-pub(crate) fn hashes(contents: &[&[u8]]) -> Vec<[u8; 32]> {
+#[must_use]
+pub fn hashes(contents: &[&[u8]]) -> Vec<[u8; 32]> {
     #[cfg(target_arch = "x86_64")]
     if contents.len() > 1 && x86::is_there() {
         return x86::hashes(contents);
