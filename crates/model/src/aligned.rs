@@ -16,6 +16,9 @@ pub const BLOCK: usize = 4096;
 /// No less is asked of the system for a buffer, in bytes.
 const LEAST: usize = 1 << 20;
 
+/// Buffers of this size or more begin at a multiple of it, so that the system can give large pages for them, in bytes.
+pub const LARGE_PAGE: usize = 2 << 20;
+
 /// Whether these bytes begin at a multiple of [`BLOCK`].
 #[must_use]
 pub fn is_aligned(bytes: &[u8]) -> bool {
@@ -29,11 +32,12 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(BLOCK).all(|part| part == &ZEROS[..part.len()])
 }
 
-/// Bytes that begin at a multiple of [`BLOCK`].
+/// Bytes that begin at a multiple of [`BLOCK`], or of [`LARGE_PAGE`] if there are so many.
 #[derive(Debug, Default)]
 pub struct Aligned {
     bytes: Vec<u8>,
     from: usize,
+    room: usize,
     length: usize,
 }
 
@@ -41,16 +45,19 @@ impl Aligned {
     /// How many bytes it takes without asking for more memory.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.bytes.len().saturating_sub(BLOCK)
+        self.room
     }
 
     /// Makes it so long. What is in it stays; what comes to it has any content.
     pub fn resize(&mut self, length: usize) {
-        if length > self.capacity() {
-            let mut bytes = vec![0; length.next_power_of_two().max(LEAST) + BLOCK];
-            let from = bytes.as_ptr().align_offset(BLOCK);
+        if length > self.room {
+            let room = length.next_power_of_two().max(LEAST);
+            let border = if room < LARGE_PAGE { BLOCK } else { LARGE_PAGE };
+            // Of what is never touched no memory is taken.
+            let mut bytes = vec![0; room + border];
+            let from = bytes.as_ptr().align_offset(border);
             bytes[from..from + self.length].copy_from_slice(self);
-            (self.bytes, self.from) = (bytes, from);
+            (self.bytes, self.from, self.room) = (bytes, from, room);
         }
         self.length = length;
     }

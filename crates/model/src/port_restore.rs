@@ -30,7 +30,11 @@ pub type Tap<'a> = dyn FnMut(u64, &mut [u8]) -> Result<usize, Failure> + 'a;
 
 /// Where a file may be divided for several threads: at multiples of this, in bytes. Blocks of every filesystem
 /// and chunks of page files divide it.
-pub const STRETCH: u64 = 32 << 20;
+pub const SHARE: u64 = 8 << 20;
+
+/// How much of a file one thread takes at once, in bytes, unless only little is left for all of them: a multiple of
+/// [`SHARE`].
+pub const STRETCH: u64 = 4 * SHARE;
 
 /// Why what was written was not put in place.
 #[derive(Debug)]
@@ -257,7 +261,7 @@ pub trait Beside: Sync {
 /// A regular file that is being written. Dropping it unfinished removes it.
 pub trait Writing: Send + Sync {
     /// Begins to write these bytes of it. Several threads may write several stretches at once, each of which begins
-    /// at a multiple of [`STRETCH`] and ends at one or with the file.
+    /// at a multiple of [`SHARE`] and ends at one or with the file.
     ///
     /// # Errors
     /// [`crate::port::FailureKind::NoSpace`] or what the filesystem says.

@@ -1,5 +1,6 @@
-//! Writing the regular files, by several threads: large files in stretches, side by side; then all the others, a
-//! directory at a time, so that no two threads wait for each other to make a name in the same one.
+//! Writing the regular files, by several threads: the small ones, a directory at a time, so that no two threads wait for
+//! each other to make a name in the same one; then large files in stretches, side by side, and the last of them in
+//! shorter ones, so that no thread ends long before the others.
 //!
 //! Why a wrong restore is not put in place. Each part of a file is compared with its cryptographic name when it comes out
 //! of the repository, and those very bytes are handed to the site, which counts that every one of them was written, and
@@ -24,7 +25,7 @@ use std::{
 
 use model::{
     port::{Failure, FailureKind},
-    port_restore::{Beside, Finished, STRETCH, Writing},
+    port_restore::{Beside, Finished, SHARE, STRETCH, Writing},
     problem::Problem,
     restore::Listed,
     size::Bytes,
@@ -48,21 +49,22 @@ pub(super) fn write(
     files: &[(usize, usize)],
 ) -> Result<Written, Failure> {
     let entries = job.contents.listing().entries();
-    let is_large = |file: &&(usize, usize)| entries[file.1].meta.size.0 > STRETCH;
-    let large: Vec<Large<'_>> =
-        files.iter().filter(is_large).map(|file| Large::new(*file, &entries[file.1])).collect();
-    let stretches: Vec<(&Large<'_>, Range<u64>)> =
-        large.iter().flat_map(|file| stretches(file.size).map(move |range| (file, range))).collect();
-    let small: Vec<(usize, usize)> = files.iter().filter(|file| !is_large(file)).copied().collect();
+    let size = |file: &(usize, usize)| entries[file.1].meta.size.0;
+    let (large, small): (Vec<_>, Vec<_>) = files.iter().copied().partition(|file| size(file) > STRETCH);
     let groups: Vec<&[(usize, usize)]> = Groups { rest: &small, entries }.collect();
+    let shares = shares(&large.iter().map(size).collect::<Vec<_>>(), job.threads);
+    let mut large: Vec<Large<'_>> = large.into_iter().map(Large::new).collect();
+    shares.iter().for_each(|(number, _)| *large[*number].left() += 1);
     let crew = Crew::new(job);
-    crew.work(stretches.len() + groups.len(), |number| match stretches.get(number) {
-        Some((file, range)) => {
+    crew.work(groups.len() + shares.len(), |number| match groups.get(number) {
+        Some(group) => write_group(job, beside, group, &crew),
+        None => {
+            let (file, range) = &shares[number - groups.len()];
+            let file = &large[*file];
             if let Some(done) = file.write(job, beside, range.clone()) {
                 crew.note(file.file, done);
             }
         }
-        None => write_group(job, beside, groups[number - stretches.len()], &crew),
     });
     crew.result()
 }
@@ -104,7 +106,7 @@ impl<'a> Iterator for Groups<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         const FILES: usize = 500;
-        const BYTES: u64 = STRETCH;
+        const BYTES: u64 = SHARE;
         let first = self.rest.first()?;
         let entry = |file: &(usize, usize)| &self.entries[file.1];
         let mut bytes = entry(first).meta.size.0;
@@ -177,6 +179,23 @@ fn reread_stretch(
         job.progress.advance(Bytes(length as u64));
         Ok(length)
     })
+}
+
+/// What large files of these sizes are divided into, in order: the number of the file, and a part of it.
+fn shares(sizes: &[u64], threads: usize) -> Vec<(usize, Range<u64>)> {
+    let few = threads as u64 * STRETCH / 2;
+    let mut left: u64 = sizes.iter().sum();
+    let mut shares = Vec::new();
+    for (number, size) in sizes.iter().enumerate() {
+        let mut from = 0;
+        while from < *size {
+            let to = (*size).min(from + if left > few { STRETCH } else { SHARE });
+            shares.push((number, from..to));
+            left -= to - from;
+            from = to;
+        }
+    }
+    shares
 }
 
 /// What a file is divided into for several threads; an empty one is one stretch.
@@ -252,30 +271,32 @@ impl<'a> Crew<'a> {
 struct Large<'a> {
     /// Its part and its item.
     file: (usize, usize),
-    size: u64,
     state: Mutex<State<'a>>,
 }
 
 struct State<'a> {
     /// Made by whoever comes first.
     writing: Option<Arc<Box<dyn Writing + 'a>>>,
-    /// Stretches that nobody has ended yet.
-    left: u64,
+    /// Parts that nobody has ended yet.
+    left: usize,
     failed: Option<Failure>,
 }
 
 impl<'a> Large<'a> {
-    fn new(file: (usize, usize), entry: &Listed) -> Self {
-        let size = entry.meta.size.0;
-        let state = State { writing: None, left: size.div_ceil(STRETCH), failed: None };
-        Self { file, size, state: Mutex::new(state) }
+    fn new(file: (usize, usize)) -> Self {
+        Self { file, state: Mutex::new(State { writing: None, left: 0, failed: None }) }
+    }
+
+    /// How many parts there are.
+    fn left(&mut self) -> &mut usize {
+        &mut self.state.get_mut().unwrap_or_else(PoisonError::into_inner).left
     }
 
     fn state(&self) -> MutexGuard<'_, State<'a>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes a stretch. Whoever ends the last one ends the file, and has its result.
+    /// Writes a part. Whoever ends the last one ends the file, and has its result.
     fn write(
         &self,
         job: &'a Job<'_>,
@@ -300,7 +321,7 @@ impl<'a> Large<'a> {
         if let Some(failure) = failed {
             return Some(Err(failure));
         }
-        // Nobody else has it: each let go of it before it counted its stretch as ended.
+        // Nobody else has it: each let go of it before it counted its part as ended.
         let gone = || Failure::new(FailureKind::Other, "the file is still being written", "");
         Some(writing.and_then(Arc::into_inner).ok_or_else(gone).and_then(Writing::finish))
     }
@@ -362,4 +383,32 @@ fn write_stretch(
         Ok(())
     })?;
     stretch.end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SHARE, STRETCH, shares};
+
+    #[test]
+    fn all_of_every_file_is_shared_out_and_the_last_in_smaller_parts() {
+        for (sizes, threads) in [
+            (vec![], 2),
+            (vec![STRETCH + 1, 9 * STRETCH, 3 * STRETCH - 5], 2),
+            (vec![40 * STRETCH + 7, STRETCH + 1], 6),
+            (vec![STRETCH + 1], 1),
+        ] {
+            let all = shares(&sizes, threads);
+            for (number, size) in sizes.iter().enumerate() {
+                let mut at = 0;
+                for (_, range) in all.iter().filter(|(of, _)| *of == number) {
+                    assert_eq!((range.start, at % SHARE), (at, 0));
+                    at = range.end;
+                }
+                assert_eq!(at, *size);
+            }
+            let last = all.iter().rev().take(threads);
+            assert!(last.clone().all(|(_, range)| range.end - range.start <= SHARE), "{sizes:?}");
+        }
+        assert!(shares(&[40 * STRETCH], 6).len() < 60, "most of it is shared out in large parts");
+    }
 }

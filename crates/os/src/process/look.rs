@@ -169,6 +169,9 @@ pub fn open_by(paths: &[PathBuf]) -> Vec<(ProcessRef, PathBuf)> {
         .filter_map(|path| fs::metadata(path).ok().map(|meta| ((meta.dev(), meta.ino()), path)))
         .collect();
     let mut found = BTreeSet::new();
+    if wanted.is_empty() {
+        return Vec::new();
+    }
     for pid in select::all().unwrap_or_default() {
         let Some(process) = process_ref(pid) else { continue };
         for path in opened(pid).iter().filter_map(|id| wanted.get(id)) {

@@ -15,7 +15,7 @@ use model::{
     entry::{Kind, Meta, tree_order},
     id::{AppName, BackupId, CutId, SourceId},
     port::{Failure, FailureKind, Journal},
-    port_restore::{Beside, STRETCH, Site, Writing},
+    port_restore::{Beside, SHARE, Site, Writing},
     problem::{Effect, Problem},
     record::{BackupRecord, PinNote, RECORD_VERSION, StoredBackup},
     restore::{self, Listed, Listing, Request, RestorePlan, Target},
@@ -221,8 +221,8 @@ impl Scene<'_> {
             }
             let bytes = &self.then[&item.path];
             let file = ok(beside.file(part, item));
-            for (number, stretch) in bytes.chunks(STRETCH as usize).enumerate() {
-                append(&*file, number as u64 * STRETCH, stretch);
+            for (number, stretch) in bytes.chunks(SHARE as usize).enumerate() {
+                append(&*file, number as u64 * SHARE, stretch);
             }
             ok(file.finish());
         }

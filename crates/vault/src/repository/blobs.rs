@@ -27,6 +27,7 @@ use model::{
     aligned::{Aligned, is_zero},
     port::Failure,
 };
+use os::memory::in_large_pages;
 use rustic_core::{FileType, Id, repofile::BlobType};
 use zstd::{bulk::Decompressor, zstd_safe};
 
@@ -44,7 +45,7 @@ const RUN: u32 = 1 << 20;
 /// So many packs are kept open.
 const OPEN: usize = 32;
 
-/// A piece is handed over when it has so many bytes, and so many blobs that comparing them pays.
+/// A piece is handed over when it has so many bytes, and so many blobs, or a multiple, as are best compared together.
 const PIECE: u64 = 1 << 20;
 const ABREAST: usize = 3;
 
@@ -53,6 +54,9 @@ pub(super) const MOST: usize = 4 << 20;
 
 /// A buffer that grew for an unusually large blob is not kept, in bytes.
 const KEPT: usize = MOST + 3 * RUN as usize;
+
+/// Blobs of a piece are compared once there are so many bytes of them, which the core's own cache still has.
+const WARM: usize = 128 << 10;
 
 /// A blob whose content is so many times larger may be zeros.
 const THIN: u64 = 128;
@@ -105,14 +109,15 @@ struct Found {
 
 /// The buffers of one thread.
 struct Scratch {
-    sealed: Vec<u8>,
+    sealed: Aligned,
     piece: Piece,
     unpacker: Decompressor<'static>,
 }
 
 impl Scratch {
     fn new() -> io::Result<Self> {
-        Ok(Self { sealed: Vec::new(), piece: Piece::default(), unpacker: Decompressor::new()? })
+        let piece = Piece { content: in_large_pages(MOST), ..Piece::default() };
+        Ok(Self { sealed: in_large_pages(RUN as usize), piece, unpacker: Decompressor::new()? })
     }
 
     fn size(&self) -> usize {
@@ -153,13 +158,13 @@ impl Run {
     }
 }
 
-/// The content of blobs that follow each other, not yet compared with their names.
+/// The content of blobs that follow each other, of which the last are not yet compared with their names.
 #[derive(Default)]
 struct Piece {
     content: Aligned,
     /// How many.
     blobs: usize,
-    /// Those that are to be compared, each with the place of its content.
+    /// Those that are still to be compared, each with the place of its content.
     parts: Vec<(Found, Range<usize>)>,
 }
 
@@ -324,7 +329,12 @@ impl Blobs {
             unpack(opened, &mut piece.content[room.clone()], unpacker).map_err(|what| wrong(found, what))?;
             room
         };
+        let to = room.end;
         piece.parts.push((*found, room));
+        let from = piece.parts.first().map_or(to, |(_, first)| first.start);
+        if to - from >= WARM && piece.parts.len().is_multiple_of(ABREAST) {
+            self.compare(piece)?;
+        }
         Ok(())
     }
 
@@ -336,19 +346,26 @@ impl Blobs {
         Ok(piece.room(length))
     }
 
-    /// Compares what is in the piece with its names, and hands it over.
-    fn hand_over(&self, piece: &mut Piece, take: &mut Take<'_>) -> Result<(), Unread> {
+    /// Compares what was not yet compared with its names.
+    fn compare(&self, piece: &mut Piece) -> Result<(), RepositoryError> {
         let contents: Vec<&[u8]> = piece.parts.iter().map(|(_, at)| &piece.content[at.clone()]).collect();
         for ((found, _), (name, content)) in
             piece.parts.iter().zip(Name::of_all(&contents).iter().zip(&contents))
         {
             if *name != found.name {
-                return Err(wrong(found, "has another content than its name").into());
+                return Err(wrong(found, "has another content than its name"));
             }
             if is_thin(&found.spot) && is_zero(content) {
                 self.note_zero(found);
             }
         }
+        piece.parts.clear();
+        Ok(())
+    }
+
+    /// Hands over the piece once all of it was compared.
+    fn hand_over(&self, piece: &mut Piece, take: &mut Take<'_>) -> Result<(), Unread> {
+        self.compare(piece)?;
         if !piece.content.is_empty() {
             take(&piece.content).map_err(Unread::Refused)?;
         }
@@ -380,7 +397,7 @@ impl Blobs {
     }
 
     /// Reads so many bytes of a pack, from a blob's place on.
-    fn bring(&self, first: &Found, length: u32, into: &mut Vec<u8>) -> Result<(), RepositoryError> {
+    fn bring(&self, first: &Found, length: u32, into: &mut Aligned) -> Result<(), RepositoryError> {
         let path = || self.backend.path(FileType::Pack, &first.pack.id());
         let failed = |source| StorageError::read(path(), source);
         let at = u64::from(first.spot.offset);
@@ -393,7 +410,7 @@ impl Blobs {
         if length > RUN && file.metadata().map_err(failed)?.len() < at + u64::from(length) {
             return Err(short().into());
         }
-        into.resize(length as usize, 0);
+        into.resize(length as usize);
         match file.read_exact_at(into, at) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(short().into()),
@@ -427,7 +444,7 @@ impl Blobs {
 
 /// Whether more bytes, or more blobs, would not make a piece go faster.
 pub(super) fn is_enough(bytes: u64, blobs: usize) -> bool {
-    bytes >= PIECE && blobs >= ABREAST
+    bytes >= PIECE && blobs > 0 && blobs.is_multiple_of(ABREAST)
 }
 
 fn is_thin(spot: &Spot) -> bool {
