@@ -7,7 +7,7 @@
 //! the same as a last resort and can only log what fails. Dead processes are cleaned up after by the
 //! watchdog, `thaw` or the next run, from the journal.
 
-use std::{error::Error, fmt, sync::Arc, time::Duration};
+use std::{collections::HashMap, error::Error, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -179,6 +179,11 @@ pub trait Frozen: Send {
 pub trait Pinner: Send {
     /// The source.
     fn source(&self) -> SourceId;
+    /// Copies that nobody needs any more, by the paths of their originals: it may take them and clone over them, which costs
+    /// less than new ones. They may be gone.
+    fn reuse(&mut self, spare: Arc<HashMap<PathBuf, PathBuf>>) {
+        drop(spare);
+    }
     /// Looks at what it will have to look at, while what the parent holds is still being found out. What changed after
     /// `parent`, the end of the backup before, is in no parent: that may be brought in at once. What is wrong,
     /// [`Self::prepare`] says.

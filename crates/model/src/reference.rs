@@ -42,6 +42,38 @@ pub struct Reference {
     pub volumes: Vec<ReferenceVolume>,
     /// The copies.
     pub files: Vec<ReferenceFile>,
+    /// Copies of the backup before, which nothing is compared with.
+    #[serde(default, skip_serializing_if = "Spare::is_empty")]
+    pub spare: Spare,
+}
+
+/// Copies that the next backup's are cloned over: most of each is where it has to be already.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spare {
+    /// The directories that hold them.
+    #[serde(with = "pathtext::list")]
+    pub dirs: Vec<PathBuf>,
+    /// The copies.
+    pub files: Vec<SpareFile>,
+}
+
+impl Spare {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.dirs.is_empty() && self.files.is_empty()
+    }
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpareFile {
+    /// The original's path.
+    #[serde(with = "pathtext")]
+    pub path: PathBuf,
+    /// Where the copy is.
+    #[serde(with = "pathtext")]
+    pub copy: PathBuf,
 }
 
 /// A snapshot of a thin logical volume, kept with the copies in it.
@@ -203,7 +235,7 @@ mod tests {
 
     use jiff::Timestamp;
 
-    use super::{Choice, Kept, Reading, Reference, reading};
+    use super::{Choice, Kept, Reading, Reference, Spare, reading};
     use crate::id::{BackupId, Relpath};
 
     const WEEK: Duration = Duration::from_secs(7 * 86_400);
@@ -225,6 +257,7 @@ mod tests {
             dirs: vec![],
             volumes: vec![],
             files: vec![],
+            spare: Spare::default(),
         })
     }
 

@@ -8,7 +8,7 @@
 //! dead run are in its journal. Whoever changes a reference holds the lock of its application's runs.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -23,7 +23,7 @@ use model::{
     pathtext,
     port::{Failure, FailureKind, Journal},
     problem::{Effect, Problem},
-    reference::{Choice, Kept, REFERENCE_VERSION, Reference, ReferenceFile, ReferenceVolume},
+    reference::{Choice, Kept, REFERENCE_VERSION, Reference, ReferenceFile, ReferenceVolume, Spare, SpareFile},
     size::Bytes,
 };
 use os::{
@@ -108,6 +108,7 @@ pub fn read(record: &Path) -> Kept {
 /// If something is left, with what it is.
 pub fn remove(record: &Path) -> Result<(), Failure> {
     if let Kept::There(reference) = read(record) {
+        remove_dirs(&reference.spare.dirs)?;
         remove_dirs(&reference.dirs)?;
         remove_volumes(&reference.volumes)?;
     }
@@ -141,6 +142,37 @@ pub fn own_bytes(reference: &Reference) -> Bytes {
         look(&copy).ok().map(|(_, space)| space.own)
     };
     reference.files.iter().filter(|file| file.volume.is_none()).filter_map(own).sum()
+}
+
+/// The copies that the next ones may be cloned over, by the paths of their originals. Where space is short they are removed
+/// instead. Whoever asks holds the lock of the application's runs.
+#[must_use]
+pub fn spare(record: &Path) -> HashMap<PathBuf, PathBuf> {
+    let Kept::There(Reference { spare, .. }) = read(record) else { return HashMap::new() };
+    if spare.dirs.iter().all(|dir| has_room(dir)) {
+        return spare.files.into_iter().map(|file| (file.path, file.copy)).collect();
+    }
+    if let Err(error) = remove_dirs(&spare.dirs) {
+        tracing::warn!("spare copies are left although space is short: {error}");
+    }
+    HashMap::new()
+}
+
+/// Whether a tenth of the filesystem is free.
+fn has_room(dir: &Path) -> bool {
+    rustix::fs::statvfs(dir).is_ok_and(|found| found.f_bavail >= found.f_blocks / 10)
+}
+
+/// What of an older reference is spare, now that its other copies are in a newer one.
+fn spared(old: &Reference) -> Spare {
+    let dirs: Vec<PathBuf> = old.dirs.iter().filter(|dir| has_room(dir)).cloned().collect();
+    let is_left = |file: &&ReferenceFile| {
+        dirs.iter().any(|dir| file.copy.starts_with(dir)) && file.copy.symlink_metadata().is_ok()
+    };
+    let files = old.files.iter().filter(|file| file.volume.is_none()).filter(is_left);
+    let files: Vec<SpareFile> =
+        files.map(|file| SpareFile { path: file.path.clone(), copy: file.copy.clone() }).collect();
+    if files.is_empty() { Spare::default() } else { Spare { dirs, files } }
 }
 
 /// New directories for frozen copies, each beside the pins that it takes them from.
@@ -274,10 +306,11 @@ pub(crate) fn keep(referencing: &Referencing, listed: Listed<'_>) -> Vec<Problem
         dirs: dirs.iter().map(|dir| dir.path().to_owned()).collect(),
         volumes,
         files,
+        spare: Spare::default(),
     };
-    match replace(&referencing.record, &reference) {
-        Ok(()) if reference.files.is_empty() => {}
-        Ok(()) => {
+    match replace(&referencing.record, reference) {
+        Ok(false) => {}
+        Ok(true) => {
             drop(dirs.into_iter().map(Staging::keep).collect::<Vec<_>>());
             snapshots.into_iter().for_each(LvSnapshot::keep);
         }
@@ -347,24 +380,29 @@ fn file(
     }
 }
 
-/// Puts a reference in place of the one before, whose copies go first.
-fn replace(record: &Path, reference: &Reference) -> Result<(), Failure> {
+/// Puts a reference in place of the one before, of whose copies those that are spare stay and the others go first. Whether
+/// there is one now.
+fn replace(record: &Path, mut reference: Reference) -> Result<bool, Failure> {
     if let Kept::There(old) = read(record) {
-        let kept = |dir: &&PathBuf| !reference.dirs.contains(dir);
-        remove_dirs(&old.dirs.iter().filter(kept).cloned().collect::<Vec<_>>())?;
+        if !reference.files.is_empty() {
+            reference.spare = spared(&old);
+        }
+        let is_left = |dir: &&PathBuf| !reference.dirs.contains(dir) && !reference.spare.dirs.contains(dir);
+        let left: Vec<PathBuf> = old.dirs.iter().chain(&old.spare.dirs).filter(is_left).cloned().collect();
+        remove_dirs(&left)?;
         let is_left = |volume: &&ReferenceVolume| !reference.volumes.contains(volume);
         remove_volumes(old.volumes.iter().filter(is_left))?;
     }
-    let written = || -> io::Result<()> {
+    let written = || -> io::Result<bool> {
         if reference.files.is_empty() {
-            return remove_record(record);
+            return remove_record(record).map(|()| false);
         }
         if let Some(dir) = record.parent() {
             durable::create_dirs(dir, 0o700)?;
         }
-        let mut text = serde_json::to_vec_pretty(reference)?;
+        let mut text = serde_json::to_vec_pretty(&reference)?;
         text.push(b'\n');
-        durable::replace(record, &text, 0o600)
+        durable::replace(record, &text, 0o600).map(|()| true)
     };
     written().map_err(|error| {
         let what = format!("{} cannot be written", pathtext::show(record));

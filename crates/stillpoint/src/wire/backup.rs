@@ -3,7 +3,7 @@
 //! Crash story: nothing is held here; see `orchestrate::backup`. The lock of the run is the first thing
 //! taken and the last thing dropped.
 
-use std::{panic::resume_unwind, thread, time::Instant};
+use std::{collections::HashMap, panic::resume_unwind, path::PathBuf, sync::Arc, thread, time::Instant};
 
 use engines::sqlite::Fingerprint;
 use model::{
@@ -92,7 +92,7 @@ pub fn take(run: &Run<'_>, request: Request<'_>) -> Turn {
 pub fn rehearse(run: &Run<'_>, request: &Request<'_>) -> Result<(Rehearsal, Vec<Problem>), Failure> {
     let _lock = RunLock::take(&run.inventory.state(), &request.application.relpath)?;
     let mut notes = Vec::new();
-    let rehearsal = with_job(run, request, &mut None, &mut notes, backup::rehearse)?;
+    let rehearsal = with_job(run, request, &mut None, &mut notes, (Arc::default(), backup::rehearse))?;
     Ok((rehearsal, notes))
 }
 
@@ -103,16 +103,17 @@ fn store(
     opened: &mut Option<Repository>,
     notes: &mut Vec<Problem>,
 ) -> Result<BackupReport, Failure> {
-    with_job(run, request, opened, notes, backup::run)
+    let spare = reference::spare(run, request.application);
+    with_job(run, request, opened, notes, (spare, backup::run))
 }
 
-/// Sweeps, plans, builds the drivers, and hands it all over.
+/// Sweeps, plans, builds the drivers, which may clone over what is spare, and hands it all over.
 fn with_job<T>(
     run: &Run<'_>,
     request: &Request<'_>,
     opened: &mut Option<Repository>,
     notes: &mut Vec<Problem>,
-    then: impl FnOnce(Job<'_>) -> Result<T, Failure>,
+    (spare, then): (Arc<HashMap<PathBuf, PathBuf>>, impl FnOnce(Job<'_>) -> Result<T, Failure>),
 ) -> Result<T, Failure> {
     notes.extend(run.sweep()?.left);
     notes.extend(reference::drop_unwanted(run.inventory, Some(&request.application.relpath)).left);
@@ -122,7 +123,7 @@ fn with_job<T>(
         let planned = plan(run, request.application).and_then(|(plan, facts)| {
             // Only for SQLite it has to be known what the repository says.
             let mut drivers = match facts.sqlite.is_empty() {
-                true => Some(drivers::build(run, &plan, &facts, &|_| None)?),
+                true => Some(drivers::build(run, &plan, &facts, &|_| None, &spare)?),
                 false => None,
             };
             if plan.refused.is_none() {
@@ -145,7 +146,7 @@ fn with_job<T>(
         Some(drivers) => drivers,
         None => {
             let fingerprints = Fingerprints::of(repository, &previous);
-            drivers::build(run, &plan, &facts, &|source| fingerprints.get(source))?
+            drivers::build(run, &plan, &facts, &|source| fingerprints.get(source), &spare)?
         }
     };
     let mut store = Stoppable { store: &mut *repository as &mut dyn Store, interrupt: request.interrupt };

@@ -78,7 +78,8 @@ pub fn facts(run: &Run<'_>, application: &Application) -> Result<Facts, Failure>
     })
 }
 
-/// Builds the drivers of a plan. `fingerprint` tells what the backup before says of a database.
+/// Builds the drivers of a plan. `fingerprint` tells what the backup before says of a database; `spare` are frozen copies
+/// that may be cloned over.
 ///
 /// # Errors
 /// If the watchdog, whom no hold may hold, cannot be started; or for a plan that no driver understands.
@@ -87,6 +88,7 @@ pub fn build(
     plan: &CutPlan,
     facts: &Facts,
     fingerprint: &dyn Fn(&SourceId) -> Option<sqlite::Fingerprint>,
+    spare: &Arc<HashMap<PathBuf, PathBuf>>,
 ) -> Result<Drivers, Failure> {
     let means =
         sqlite::Means { helper: run.helper.clone(), journal: run.journal(), clock: Arc::clone(&run.clock) };
@@ -139,7 +141,8 @@ pub fn build(
         volumes: Volumes::new(run.journal(), Arc::clone(&run.clock), run.inventory.state().join("staging")),
         fingerprint,
     };
-    let pinners = plan.pins.iter().map(|pin| pinning.pinner(pin)).collect::<Result<_, _>>()?;
+    let mut pinners: Vec<_> = plan.pins.iter().map(|pin| pinning.pinner(pin)).collect::<Result<_, _>>()?;
+    pinners.iter_mut().for_each(|pinner| pinner.reuse(Arc::clone(spare)));
     Ok(Drivers { holds, pinners })
 }
 

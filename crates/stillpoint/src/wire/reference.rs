@@ -3,6 +3,8 @@
 //! Crash story: see [`vault::reference`]. A reference is removed under the lock of its application's runs, so never while
 //! a backup uses it; whose lock is taken keeps it until another time.
 
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
 use model::{
     id::Relpath,
     inventory::{Application, Inventory},
@@ -25,6 +27,11 @@ pub fn of(run: &Run<'_>, application: &Application) -> Referencing {
         choice: application.settings.reading(),
         now: run.clock.now(),
     }
+}
+
+/// The frozen copies that a backup may clone over; the caller holds the lock of the application's runs.
+pub fn spare(run: &Run<'_>, application: &Application) -> Arc<HashMap<PathBuf, PathBuf>> {
+    Arc::new(reference::spare(&of(run, application).record))
 }
 
 /// How the next backup would read, if the repository can be opened; a backup will say why it cannot.

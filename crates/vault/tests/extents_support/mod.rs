@@ -112,7 +112,7 @@ impl World {
     /// Directories of ours that are left, other than those of the reference.
     pub fn left(&self) -> Vec<PathBuf> {
         let known = match reference::read(&self.record()) {
-            Kept::There(reference) => reference.dirs,
+            Kept::There(reference) => [reference.dirs, reference.spare.dirs].concat(),
             _ => vec![],
         };
         let entries = fs::read_dir(self.staging()).unwrap().map(|entry| entry.unwrap().path());

@@ -165,6 +165,35 @@ impl Copies {
         }
     }
 
+    /// Takes a copy that nobody needs any more, to be cloned over; nothing where that is no gain, or it is not what such a
+    /// copy is. Whatever is in it, it is a copy of no state.
+    pub(super) fn adopt(&self, spare: &Path, size: Bytes) -> Option<u32> {
+        let adopted = || -> io::Result<Option<u32>> {
+            let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+            let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(spare)?;
+            let (meta, top) = (file.metadata()?, std::fs::metadata(&self.path)?);
+            // One that was left by another file of that name is no less work than a new one.
+            let is_like_it = meta.len() / 2 <= size.0 && size.0 / 2 <= meta.len();
+            let is_a_copy = meta.is_file()
+                && (meta.nlink(), meta.mode() & 0o7777) == (1, 0o600)
+                && (meta.uid(), meta.gid(), meta.dev()) == (top.uid(), top.gid(), top.dev());
+            if !is_like_it || !is_a_copy || !skips_what_is_shared(&file)? {
+                return Ok(None);
+            }
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let path = self.path_of(number);
+            if let Some(parent) = path.parent() {
+                std::fs::create_dir_all(parent)?;
+            }
+            std::fs::rename(spare, path)?;
+            Ok(Some(number))
+        };
+        adopted().unwrap_or_else(|error| {
+            tracing::debug!(spare = %spare.display(), %error, "a new clone is made");
+            None
+        })
+    }
+
     /// Brings a file in as it is now, over the copy `old` of it if there is one.
     pub(super) fn take(
         &self,

@@ -133,6 +133,8 @@ pub struct TreePinner {
     idle_until: Option<Moment>,
     /// A look before the first pass, and when it began.
     looked: Option<(Moment, Look)>,
+    /// Copies that may be cloned over, by the paths of their originals.
+    spare: Arc<HashMap<PathBuf, PathBuf>>,
     /// How far the first pass was handed over to be stored ahead, and when it began.
     ahead: Option<(Course, Timestamp)>,
 }
@@ -168,6 +170,7 @@ impl TreePinner {
             copied: Bytes(0),
             idle_until: None,
             looked: None,
+            spare: Arc::default(),
             ahead: None,
         })
     }
@@ -354,6 +357,10 @@ fn young(census: &Census, started: Timestamp) -> Bytes {
 impl Pinner for TreePinner {
     fn source(&self) -> SourceId {
         self.source.clone()
+    }
+
+    fn reuse(&mut self, spare: Arc<HashMap<PathBuf, PathBuf>>) {
+        self.spare = spare;
     }
 
     fn look_ahead(&mut self, parent: Option<Timestamp>) {

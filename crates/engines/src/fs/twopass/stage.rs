@@ -223,7 +223,7 @@ impl<'a> Round<'a> {
     /// What is to be cloned together with others.
     fn job(&self, entry: &Entry) -> Option<Job> {
         let fits = entry.meta.links <= 1 && self.pinner.clones(entry);
-        fits.then(|| Job { path: entry.path.clone(), size: entry.meta.size, old: self.own_copy(entry) })
+        fits.then(|| Job { path: entry.path.clone(), size: entry.meta.size, old: self.own_or_spare_copy(entry) })
     }
 
     /// Writes down what became of a file; an error is one that concerns the whole round.
@@ -360,6 +360,12 @@ impl<'a> Round<'a> {
             Some(Place::Staged { number, own: true }) => Some(number),
             _ => None,
         }
+    }
+
+    /// The same, or else one that nobody needs any more.
+    fn own_or_spare_copy(&self, entry: &Entry) -> Option<u32> {
+        let spare = || self.copies.adopt(self.pinner.spare.get(&entry.path)?, entry.meta.size);
+        self.own_copy(entry).or_else(spare)
     }
 
     /// An old copy that is no copy of any state now, but still most of the work.

@@ -23,7 +23,7 @@ mod writers;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use model::{
     entry::{Kind, Manifest},
@@ -199,6 +199,10 @@ impl Make<'_> {
 impl Pinner for FilesPinner {
     fn source(&self) -> SourceId {
         self.source.clone()
+    }
+
+    fn reuse(&mut self, spare: Arc<HashMap<PathBuf, PathBuf>>) {
+        self.inner.iter_mut().for_each(|pinner| pinner.reuse(Arc::clone(&spare)));
     }
 
     /// Nothing is known of database files, whatever a backup before holds, so nothing is stored ahead either.
