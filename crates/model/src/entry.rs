@@ -32,10 +32,14 @@ pub struct Stamp {
 impl Stamp {
     /// Whether an equal stamp seen later proves that the content has not changed since `pass`, the moment
     /// at or before which this stamp was taken and before which nothing of the content was read.
+    ///
+    /// A filesystem that keeps whole seconds (ext4 with small inodes), or every second one (FAT), rounds down.
     #[must_use]
     pub fn is_settled_at(&self, pass: Timestamp) -> bool {
-        self.ctime.saturating_add(i128::try_from(SETTLING.as_nanos()).unwrap_or(i128::MAX))
-            <= pass.as_nanosecond()
+        const WHOLE: i128 = 1_000_000_000;
+        let coarse = if self.ctime % WHOLE == 0 { 2 * WHOLE } else { 0 };
+        let settling = i128::try_from(SETTLING.as_nanos()).unwrap_or(i128::MAX);
+        self.ctime.saturating_add(coarse).saturating_add(settling) <= pass.as_nanosecond()
     }
 }
 
@@ -216,8 +220,12 @@ mod tests {
 
     #[test]
     fn a_stamp_is_settled_only_after_a_second() {
-        let stamp = Stamp { size: Bytes(1), mtime: 0, ctime: 5_000_000_000, inode: 1 };
-        assert!(!stamp.is_settled_at(jiff::Timestamp::from_millisecond(5_999).unwrap()));
-        assert!(stamp.is_settled_at(jiff::Timestamp::from_millisecond(6_000).unwrap()));
+        let settled = |ctime_ms: i128, pass_ms: i64| {
+            let stamp = Stamp { size: Bytes(1), mtime: 0, ctime: ctime_ms * 1_000_000, inode: 1 };
+            stamp.is_settled_at(jiff::Timestamp::from_millisecond(pass_ms).unwrap())
+        };
+        assert!(!settled(5_001, 6_000) && settled(5_001, 6_001));
+        // Of a whole second it is not known whether that is all the filesystem keeps: FAT has the same until 6.999.
+        assert!(!settled(4_000, 6_999) && settled(4_000, 7_000));
     }
 }

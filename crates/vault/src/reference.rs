@@ -284,8 +284,9 @@ pub(crate) fn keep(referencing: &Referencing, listed: Listed<'_>) -> Vec<Problem
     let mut problems = Vec::new();
     let mut files = Vec::with_capacity(frozen.len());
     let mut keeping = Keeping::new(&keeper.volumes);
+    let mut moved = HashMap::new();
     for frozen in frozen {
-        match take(&keeper, &mut keeping, &frozen, digest(&frozen)) {
+        match take(&keeper, (&mut keeping, &mut moved), &frozen, digest(&frozen)) {
             Ok(file) => files.extend(file),
             Err(error) => {
                 let what = format!("its frozen copy is not kept, so the next backup reads it whole: {error}");
@@ -329,7 +330,7 @@ pub(crate) fn keep(referencing: &Referencing, listed: Listed<'_>) -> Vec<Problem
 /// is not.
 fn take(
     keeper: &Keeper,
-    keeping: &mut Keeping<'_>,
+    (keeping, moved): (&mut Keeping<'_>, &mut HashMap<PathBuf, PathBuf>),
     frozen: &Frozen,
     content: String,
 ) -> io::Result<Option<ReferenceFile>> {
@@ -343,16 +344,23 @@ fn take(
         }
         return file(frozen, (place.inner, Some(place.volume)), &frozen.stamp, content).map(Some);
     }
-    if stamp_of(&File::open(&frozen.copy)?.metadata()?) != frozen.stamp {
-        return Err(changed());
-    }
-    let copy = if keeper.has(&frozen.copy) {
-        frozen.copy.clone()
-    } else {
-        let parent = beside(&frozen.copy).ok_or(io::ErrorKind::NotFound)?;
-        let name = keeper.name_in(parent)?;
-        fs::rename(&frozen.copy, &name)?;
-        name
+    let copy = match moved.get(&frozen.copy) {
+        // For another name of the same file.
+        Some(copy) => copy.clone(),
+        None => {
+            if stamp_of(&File::open(&frozen.copy)?.metadata()?) != frozen.stamp {
+                return Err(changed());
+            }
+            if keeper.has(&frozen.copy) {
+                frozen.copy.clone()
+            } else {
+                let parent = beside(&frozen.copy).ok_or(io::ErrorKind::NotFound)?;
+                let name = keeper.name_in(parent)?;
+                fs::rename(&frozen.copy, &name)?;
+                moved.insert(frozen.copy.clone(), name.clone());
+                name
+            }
+        }
     };
     // Being renamed is a change of the file, but of nothing in it.
     let stamp = stamp_of(&File::open(&copy)?.metadata()?);

@@ -235,6 +235,22 @@ fn flip(image: &Path, mark: &[u8]) {
     file.sync_all().unwrap();
 }
 
+#[test]
+fn a_file_with_two_names_is_compared_under_both() {
+    let mut world = world("xfs");
+    let a = world.live.join("a");
+    fs::hard_link(&a, world.live.join("again")).unwrap();
+    assert_quiet(&world.night());
+    for n in 1..3 {
+        write_at(&a, &noise(n, 100), n * 65536);
+        let night = world.night();
+        assert_quiet(&night);
+        assert_eq!(night.pages_read(), MIB as u64 + 2 * 32768);
+        assert_eq!(world.reference().files.len(), 3);
+        world.assert_holds(&night);
+    }
+}
+
 /// Nothing is carried over into it, and nothing is missing from the others.
 #[test]
 fn a_pinned_copy_of_another_length_is_told() {

@@ -10,12 +10,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::{Place, at, back_up, manifest};
+use common::{Place, at, back_up, manifest, noise};
 use model::{
     entry::{Kind, Meta, Role},
     id::BackupId,
     port::FailureKind,
-    port_restore::{Contents, Fetch},
+    port_restore::{Contents, Fetch, STRETCH},
 };
 use testkit::conformance::contents::{Bench, suite};
 
@@ -65,6 +65,25 @@ fn everything_stored_is_listed_and_read() {
     drop(contents);
     drop(repository);
     assert!(place.journal.open().is_empty(), "the lock is gone");
+}
+
+/// One that is larger than the disk would not come back otherwise.
+#[test]
+fn a_sparse_file_needs_what_is_in_it() {
+    let place = Place::new();
+    let root = place.dir.path().join("tree");
+    fs::create_dir(&root).unwrap();
+    let mut pages = b"SQLite format 3\0".to_vec();
+    pages.extend_from_slice(&noise(1, 1 << 20));
+    fs::write(root.join("pages"), &pages).unwrap();
+    let sparse = fs::OpenOptions::new().write(true).open(root.join("pages")).unwrap();
+    sparse.set_len(STRETCH + 4096).unwrap();
+    let mut repository = place.repository();
+    let (id, _) = back_up(&mut repository, &root, 1);
+    let contents = Fetch::open(&mut repository, &id).unwrap();
+    let weight = contents.listing().weigh(&root.join("pages"));
+    assert_eq!(weight.bytes.0, STRETCH + 4096);
+    assert!(((1 << 20)..(2 << 20)).contains(&weight.disk.0), "{}", weight.disk);
 }
 
 #[test]

@@ -2,7 +2,10 @@
 //!
 //! Crash story: plain values, no effects.
 
-use std::path::{Component, Path};
+use std::{
+    collections::HashMap,
+    path::{Component, Path},
+};
 
 use super::{Kind, Meta, PathBuf, Problem, pathtext, refused};
 use crate::{entry::tree_order, port::Failure, size::Bytes};
@@ -22,6 +25,8 @@ pub struct Listed {
 #[derive(Debug, Clone, Default)]
 pub struct Listing {
     entries: Vec<Listed>,
+    /// By index, how many bytes of large files are zeros, as far as that can be told without reading them.
+    zeros: HashMap<usize, Bytes>,
     /// What is in the backup but cannot be restored, such as sockets.
     pub problems: Vec<Problem>,
 }
@@ -52,7 +57,14 @@ impl Listing {
             previous = Some(&entry.path);
             above.push(entry);
         }
-        Ok(Self { entries, problems })
+        Ok(Self { entries, zeros: HashMap::new(), problems })
+    }
+
+    /// With files that are known to have so many bytes of zeros: those are written as holes.
+    #[must_use]
+    pub fn with_zeros(mut self, zeros: HashMap<usize, Bytes>) -> Self {
+        self.zeros = zeros;
+        self
     }
 
     /// The entries in order.
@@ -88,14 +100,16 @@ impl Listing {
         const BLOCK: u64 = 4096;
         let mut seen = std::collections::HashSet::new();
         let mut weight = Weight::default();
-        for entry in &self.entries[self.below(root)] {
+        let below = self.below(root);
+        for (index, entry) in below.clone().zip(&self.entries[below]) {
             weight.entries += 1;
             let meta = &entry.meta;
             if entry.kind == Kind::File {
                 weight.files += 1;
                 weight.bytes = weight.bytes + meta.size;
                 if meta.links < 2 || seen.insert((meta.device, meta.inode)) {
-                    let blocks = meta.size.0.div_ceil(BLOCK);
+                    let zeros = self.zeros.get(&index).copied().unwrap_or_default();
+                    let blocks = meta.size.0.saturating_sub(zeros.0).div_ceil(BLOCK);
                     weight.disk = weight.disk + Bytes(blocks.saturating_mul(BLOCK));
                 }
             } else {
@@ -115,7 +129,7 @@ pub struct Weight {
     pub files: u64,
     /// Bytes in them.
     pub bytes: Bytes,
-    /// Bytes that a disk needs; files with holes are counted in full.
+    /// Bytes that a disk needs, without known zeros of large files.
     pub disk: Bytes,
 }
 
@@ -182,6 +196,14 @@ mod tests {
         assert!(Listing::new(vec![link(), entry("/a/passwd", Kind::File)], vec![]).is_err());
         assert!(Listing::new(vec![link(), entry("/a", Kind::Dir)], vec![]).is_err());
         assert!(Listing::new(vec![entry("/b", Kind::Dir), entry("/a", Kind::Dir)], vec![]).is_err());
+    }
+
+    #[test]
+    fn zeros_weigh_nothing() {
+        let listing = Listing::new(vec![entry("/a", Kind::File), entry("/b", Kind::File)], vec![]).unwrap();
+        let listing = listing.with_zeros([(0, Bytes(4096))].into());
+        assert_eq!(listing.weigh("/a".as_ref()).disk, Bytes(4096));
+        assert_eq!(listing.weigh("/b".as_ref()).disk, Bytes(8192));
     }
 
     #[test]

@@ -280,7 +280,7 @@ fn space(
     for (place, found) in places.iter().zip(&facts.places) {
         let weight = listing.weigh(&place.from);
         let here = copies.iter().filter(|copy| copy.path.starts_with(&place.from));
-        let cloned: Bytes = here.map(|copy| copy.size).sum();
+        let cloned: Bytes = here.map(|copy| listing.weigh(&copy.path).disk).sum();
         let need = needs.entry(found.device).or_insert((0, 0, found));
         need.0 = need.0.saturating_add(weight.disk.0.saturating_sub(cloned.0));
         need.1 += weight.entries;

@@ -26,6 +26,7 @@ use model::{
     problem::{Effect, Problem},
     reference::ReferenceFile,
     restore::{Listed, Listing},
+    size::Bytes,
 };
 
 use super::{
@@ -70,8 +71,9 @@ impl Repository {
             Err(error) => return Err(error.into()),
         };
         part_unequal(&mut found);
+        let zeros = zeros(&found, &parts);
         let Found { entries, contents, places, problems } = found;
-        let listing = Listing::new(entries, problems)?;
+        let listing = Listing::new(entries, problems)?.with_zeros(zeros);
         // It is not needed any more for anything but this backup.
         self.forget_index();
         let ends = Mutex::default();
@@ -342,6 +344,14 @@ const MISSING_PART: &str = "is damaged: a part of it is not in the repository";
 fn damaged(entry: &Listed, what: &str) -> Failure {
     let remedy = "run `stillpoint check --read-data`, and restore this file from another backup or tier";
     Failure::new(FailureKind::Damaged, format!("{} {what}", pathtext::show(&entry.path)), remedy)
+}
+
+/// How much of large files is zeros: a sparse file may be larger than any disk that it is restored to.
+fn zeros(found: &Found, parts: &Blobs) -> HashMap<usize, Bytes> {
+    let is_large = |index: &usize| found.entries[*index].meta.size.0 > STRETCH;
+    let zeros = |index: usize| found.content(index).iter().map(|place| parts.zeros_at(*place)).sum();
+    let large = (0..found.entries.len()).filter(is_large).map(|index| (index, Bytes(zeros(index))));
+    large.filter(|(_, zeros)| zeros.0 > 0).collect()
 }
 
 /// Names of one inode are restored as one file, unless they were read at different moments and differ.

@@ -1,10 +1,13 @@
 //! Nights of an application with large files of pages on a filesystem of its own, each pinned by clones.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs::{self, File, OpenOptions},
     io,
-    os::{fd::AsRawFd, unix::fs::FileExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
@@ -138,10 +141,15 @@ impl World {
     pub fn pin(&self) -> (Staging, Vec<Entry>) {
         let journal: Arc<dyn Journal> = self.place.journal.clone();
         let staging = Staging::create(&journal, &self.staging(), "tree").unwrap();
-        let mut entries = Vec::new();
+        let (mut entries, mut copies) = (Vec::new(), HashMap::new());
         for (n, path) in self.oracle().keys().enumerate() {
-            let copy = staging.path().join(n.to_string());
-            clone_file(&File::open(path).unwrap(), &File::create(&copy).unwrap()).unwrap();
+            // All names of a file have one copy.
+            let inode = fs::metadata(path).unwrap().ino();
+            let copy = copies.entry(inode).or_insert_with(|| {
+                let copy = staging.path().join(n.to_string());
+                clone_file(&File::open(path).unwrap(), &File::create(&copy).unwrap()).unwrap();
+                copy
+            });
             let mut found = entry(path, |_| Body::At(copy.clone())).unwrap();
             found.meta.ctime = self.now;
             entries.push(found);
