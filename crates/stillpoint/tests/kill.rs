@@ -13,6 +13,7 @@ use std::{
 
 use common::{Load, Site, below, children, count, rows_without_file, seed, start};
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use testkit::server::wait_until;
 
 /// Stall budget of the inventory plus the second that promise 1 allows.
 const RELEASED_WITHIN: Duration = Duration::from_secs(3);
@@ -31,6 +32,13 @@ fn one_backup(site: &Site) -> Duration {
     let start = Instant::now();
     site.run(["backup"]).expect_status(0);
     start.elapsed()
+}
+
+/// It removes the lock that a killed run leaves in the repository.
+fn wait_for_the_watchdog(site: &Site) {
+    let locks = || fs::read_dir(site.repository().join("locks")).expect("a directory").count();
+    let gone = wait_until(Duration::from_secs(2), || locks() == 0);
+    assert!(gone.is_some(), "{} locks are left", locks());
 }
 
 fn kill(pid: u32) {
@@ -54,7 +62,7 @@ fn a_killed_backup_holds_nobody_and_loses_nothing() {
         run.wait().expect("a child");
         load.wait_for_progress(RELEASED_WITHIN);
         assert_eq!(load.held(), [], "round {round}, killed after {moment:?}");
-        thread::sleep(Duration::from_secs(2));
+        wait_for_the_watchdog(&site);
         site.restic(["check", "--read-data"]).expect_status(0);
         let after = site.backups();
         assert_eq!(after[..before.len()], before[..], "round {round}: every earlier backup is listed");
@@ -84,7 +92,7 @@ fn a_backup_killed_while_it_holds_the_writers_lets_them_go() {
     }
     println!("{met} kills met a held writer");
     assert!(met > 0, "no kill met a held writer: this test proves nothing");
-    thread::sleep(Duration::from_secs(2));
+    wait_for_the_watchdog(&site);
     site.restic(["check", "--read-data"]).expect_status(0);
     site.run(["backup"]).expect_status(0);
     assert_eq!(site.leftovers(), Vec::<std::path::PathBuf>::new());

@@ -338,7 +338,7 @@ fn not_connected(address: &ServerAddress, error: NotConnected) -> ServerError {
     let address = address.clone();
     match error {
         NotConnected::Thread(error) => ServerError::Unreachable { address, said: error.to_string() },
-        NotConnected::TooLate => ServerError::Silent { address, statement: "a login".into() },
+        NotConnected::TooLate => ServerError::Mute { address },
         NotConnected::Said(Said::TlsError(error)) => not_trusted(address, &error.to_string()),
         // So says the TLS of the stream, once the handshake has begun.
         NotConnected::Said(Said::IoError(error)) if error.kind() == io::ErrorKind::InvalidData => {
@@ -356,6 +356,7 @@ fn not_connected(address: &ServerAddress, error: NotConnected) -> ServerError {
         },
         NotConnected::Said(said) => match classify(&address, "the login", said) {
             ServerError::Lost { address, said, .. } => ServerError::Unreachable { address, said },
+            ServerError::Silent { address, .. } => ServerError::Mute { address },
             other => other,
         },
     }

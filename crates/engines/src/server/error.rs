@@ -105,6 +105,12 @@ pub enum ServerError {
         /// The statement, by name.
         statement: String,
     },
+    /// A connection was taken, if only by its kernel, and nothing was said on it.
+    #[error("the server at {address} did not answer a login in time")]
+    Mute {
+        /// The server.
+        address: ServerAddress,
+    },
     /// The connection has ended.
     #[error("the connection to the server at {address} was lost at {statement}: {said}")]
     Lost {
@@ -142,7 +148,7 @@ impl ServerError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::File { .. } | Self::Refused { .. } => FailureKind::Refused,
-            Self::Silent { .. } => FailureKind::TimedOut,
+            Self::Silent { .. } | Self::Mute { .. } => FailureKind::TimedOut,
             Self::Lost { .. } => FailureKind::Lost,
             Self::Unreachable { .. } | Self::Answer { .. } => FailureKind::Other,
             Self::Said { code, .. } => kind_of(*code),
@@ -156,6 +162,9 @@ impl ServerError {
                 "see that it runs and that the inventory names the place where it listens".into()
             }
             Self::Silent { .. } => "try again, or raise stall_budget if its clients can wait longer".into(),
+            Self::Mute { .. } => "see that it is reached and whether it hangs (its process stopped, its disk full), and try again \
+                                  when it answers"
+                .into(),
             Self::Lost { .. } => "try again".into(),
             Self::Answer { .. } => "see that this version of the server is supported".into(),
             Self::Said { code, .. } => remedy_of(*code).into(),

@@ -117,3 +117,23 @@ fn a_server_killed_in_the_middle_of_a_cut_fails_it_and_is_cut_when_it_is_back() 
         scene.site.assert_left_as_it_was();
     }
 }
+
+/// Its kernel takes the connection, and nobody ever says a word on it.
+#[test]
+fn a_server_that_accepts_and_never_answers_is_given_up_and_named() {
+    let site = ServerSite::new(Kind::Btrfs, |server| server);
+    let pid = site.server.pid().to_string();
+    let signal = |name: &str| {
+        let sent = std::process::Command::new("kill").args([name, &pid]).status();
+        assert!(sent.expect("kill").success());
+    };
+    signal("-STOP");
+    let backup = site.backup();
+    signal("-CONT");
+    println!("{:?}: {}{}", backup.ended - backup.begun, backup.ran.out(), backup.ran.err());
+    backup.ran.expect_status(1).expect_text(&site.server.socket().display().to_string());
+    backup.ran.expect_text("did not answer a login").expect_text("whether it hangs");
+    assert!(backup.ended - backup.begun < Duration::from_secs(40));
+    site.assert_left_as_it_was();
+    site.backup().expect_verdict("consistent");
+}
