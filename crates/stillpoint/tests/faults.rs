@@ -208,6 +208,35 @@ fn a_full_disk_is_told_and_nothing_stored_before_is_lost() {
     nothing_is_lost(&site, &before);
 }
 
+/// The page cache takes what the disk below then cannot: told at the end, and for the larger ones by a flush on the way.
+#[test]
+fn what_the_disk_could_not_write_after_all_is_not_restored() {
+    let site = Site::new();
+    make_guestbook(&site.database());
+    site.init(&site.sources());
+    // Smaller than what is written past the page cache.
+    let mut made = 0..;
+    for files in [30, 150] {
+        for number in made.by_ref().take(files) {
+            let path = site.uploads().join(format!("{number}.bin"));
+            fs::write(path, vec![b'a' + number as u8 % 26; 900_000]).expect("an upload");
+        }
+        site.run(["backup"]).expect_status(0);
+        let (small, at) = (site.root().join(format!("small-{files}")), site.root().join(format!("at-{files}")));
+        let _memory = Mounted::tmpfs(&small, "12m");
+        let image = small.join("image");
+        fs::File::create(&image).and_then(|file| file.set_len(400 << 20)).expect("an image");
+        run("mkfs.ext4", &["-q", "-O", "^has_journal,^resize_inode", &image.display().to_string()]);
+        let _mounted = Mounted::image(&image, &at);
+        let restored = site.run(["restore", "guestbook", "--to", at.join("new").to_str().expect("UTF-8")]);
+        restored.expect_status(1).expect_text("cannot be written to disk");
+        let left = fs::read_dir(&at).expect("readable").map(|entry| entry.expect("readable").file_name());
+        assert_eq!(left.collect::<Vec<_>>(), ["lost+found"]);
+    }
+    let to = site.root().join("restored");
+    site.run(["restore", "guestbook", "--to", to.to_str().expect("UTF-8")]).expect_status(0);
+}
+
 #[test]
 fn a_wrong_password_is_status_12() {
     let site = Site::new();

@@ -176,7 +176,7 @@ impl Bench<'_> {
     }
 
     fn repository(&self, tool: Tool) -> PathBuf {
-        self.dir.join("repositories").join(tool.name())
+        self.dir.join("repositories").join(tool.owner().name())
     }
 
     fn backup(&self, tool: Tool) -> Ran {
@@ -209,6 +209,8 @@ impl Bench<'_> {
         let all_out = self.dir.join("restored");
         fs::create_dir(&all_out).expect("a directory");
         let mut all = self.tools();
+        let keeps_pin = self.has_pages && all.iter().any(|(tool, _)| *tool == Tool::Stillpoint);
+        all.extend(keeps_pin.then(|| (Tool::StillpointTrusting, vec![])));
         for run in 0..self.options.runs {
             in_turn(&mut all, |tool, ran| {
                 let out = all_out.join(format!("{}-{run}", tool.name().replace([',', ' '], "-")));

@@ -88,7 +88,8 @@ pub const ARCHIVE: Kind = Kind {
            The clock is stopped when everything is on disk; deriving the key is part of it. *Pages* are sysbench's tables \
            of a stopped MariaDB, aged by random updates, and, where it is named, those of a MediaWiki of manual pages with \
            their revisions in the same server or alone; a night writes 2000 new bytes into each of 1 % of their 16 KiB pages. borg compresses with zstd, the others as they do by default. *No pin kept* is Stillpoint without the pin of the night \
-           before, so that it reads everything. What was restored was compared with what was backed up.",
+           before, so that it reads everything; *copies trusted* is its restore with `--trust-copies`, which clones what that pin has \
+           and does not read it. What was restored was compared with what was backed up.",
     head: &[
         "case",
         "of",

@@ -17,6 +17,8 @@ const PASSWORD: &str = "bench";
 pub enum Tool {
     /// It keeps the pin of the last backup and compares extents.
     Stillpoint,
+    /// The same repository, and restoring does not read what the pin has.
+    StillpointTrusting,
     /// It reads what may have changed.
     StillpointReading,
     Restic,
@@ -48,6 +50,7 @@ impl Tool {
     pub fn name(self) -> &'static str {
         match self {
             Self::Stillpoint => "stillpoint",
+            Self::StillpointTrusting => "stillpoint, copies trusted",
             Self::StillpointReading => "stillpoint, no pin kept",
             Self::Restic => "restic",
             Self::Borg => "borg",
@@ -55,14 +58,24 @@ impl Tool {
         }
     }
 
+    /// Whose repository it restores from.
+    pub fn owner(self) -> Self {
+        if self == Self::StillpointTrusting { Self::Stillpoint } else { self }
+    }
+
+    /// Whether it is one of ours.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Stillpoint | Self::StillpointTrusting | Self::StillpointReading)
+    }
+
     /// Makes a repository, for these data.
     pub fn init(self, options: &Options, repository: &Path, data: &Path) {
         fs::create_dir_all(repository).expect("a directory");
-        if matches!(self, Self::Stillpoint | Self::StillpointReading) {
+        if self.is_ours() {
             inventory(repository, data, self == Self::Stillpoint);
         }
         let arguments: &[&str] = match self {
-            Self::Stillpoint | Self::StillpointReading | Self::Rustic => &["init"],
+            Self::Stillpoint | Self::StillpointTrusting | Self::StillpointReading | Self::Rustic => &["init"],
             Self::Restic => &["--quiet", "init"],
             Self::Borg => &["init", "--encryption=repokey"],
         };
@@ -78,7 +91,7 @@ impl Tool {
     pub fn backup(self, options: &Options, repository: &Path, data: &Path) -> Ran {
         let mut command = self.command(options, repository);
         match self {
-            Self::Stillpoint | Self::StillpointReading => command.arg("backup"),
+            Self::Stillpoint | Self::StillpointTrusting | Self::StillpointReading => command.arg("backup"),
             Self::Restic => command.args(["--quiet", "backup"]).arg(data),
             Self::Rustic => command.arg("backup").arg(data),
             Self::Borg => {
@@ -96,6 +109,7 @@ impl Tool {
         let mut command = self.command(options, repository);
         match self {
             Self::Stillpoint | Self::StillpointReading => command.args(["restore", "shop", "--to"]).arg(out),
+            Self::StillpointTrusting => command.args(["restore", "shop", "--trust-copies", "--to"]).arg(out),
             Self::Restic => command.args(["--quiet", "restore", "latest", "--target"]).arg(out),
             Self::Rustic => command.args(["restore", "latest"]).arg(out),
             Self::Borg => {
@@ -117,7 +131,7 @@ impl Tool {
             .env("BORG_PASSPHRASE", PASSWORD)
             .env("RUSTIC_PASSWORD", PASSWORD);
         match self {
-            Self::Stillpoint | Self::StillpointReading => {
+            Self::Stillpoint | Self::StillpointTrusting | Self::StillpointReading => {
                 let program = options.program.canonicalize().expect("the program is built");
                 command.arg(program).arg("--config").arg(repository.join("stillpoint.toml"))
             }
