@@ -23,7 +23,9 @@ use model::{
     pathtext,
     port::{Failure, FailureKind, Journal},
     problem::{Effect, Problem},
-    reference::{Choice, Kept, REFERENCE_VERSION, Reference, ReferenceFile, ReferenceVolume, Spare, SpareFile},
+    reference::{
+        Choice, Kept, REFERENCE_VERSION, Reference, ReferenceFile, ReferenceVolume, Spare, SpareFile,
+    },
     size::Bytes,
 };
 use os::{
