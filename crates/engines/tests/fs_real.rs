@@ -220,6 +220,61 @@ fn what_is_cloned_ahead_is_pinned_as_it_is_at_the_pin() {
     assert_eq!(paper.open(), []);
 }
 
+/// What nobody needs any more is cloned over, if it is a copy of ours and lies where it can be.
+#[test]
+fn spare_copies_are_cloned_over() {
+    for filesystem in ["xfs", "btrfs"] {
+        let disk = Disk::new(filesystem, "rw");
+        let (root, spare) = (disk.path().join("root"), disk.path().join(".stillpoint-reference-x"));
+        [&root, &spare].into_iter().for_each(|dir| fs::create_dir(dir).unwrap());
+        let names = ["same", "changed", "shorter", "longer", "punched", "linked", "named", "other", "gone"];
+        for (name, kept) in names.iter().map(|name| (name, spare.join(name))) {
+            fs::write(root.join(name), vec![b'1'; 4 << 20]).unwrap();
+            clone_file(&fs::File::open(root.join(name)).unwrap(), &fs::File::create(&kept).unwrap()).unwrap();
+            fs::set_permissions(kept, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        let live = |name: &str| fs::File::options().write(true).open(root.join(name)).unwrap();
+        for name in ["changed", "linked", "named"] {
+            let mut file = live(name);
+            file.seek(SeekFrom::Start((1 << 20) + 10)).unwrap();
+            file.write_all(&[2; 5000]).unwrap();
+        }
+        live("shorter").set_len((3 << 20) + 7).unwrap();
+        live("longer").set_len((5 << 20) + 7).unwrap();
+        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(live("punched"), flags, 1 << 20, 1 << 20).unwrap();
+        // Not such as we leave them.
+        fs::remove_file(spare.join("linked")).unwrap();
+        std::os::unix::fs::symlink(root.join("other"), spare.join("linked")).unwrap();
+        fs::hard_link(spare.join("named"), disk.path().join("named")).unwrap();
+        fs::set_permissions(spare.join("other"), fs::Permissions::from_mode(0o644)).unwrap();
+        fs::remove_file(spare.join("gone")).unwrap();
+        settle();
+
+        let paper = Arc::new(Paper::default());
+        let mut pinner = tree_pinner(&plan(&root), Form::Fast, &disk.path().join("s"), &paper);
+        pinner.reuse(Arc::new(names.map(|name| (root.join(name), spare.join(name))).into()));
+        let mut left = vec!["linked", "named", "other"];
+        if filesystem == "btrfs" {
+            // There a clone over an older one costs no less than a new one.
+            left.extend(["same", "changed", "shorter", "longer", "punched"]);
+        }
+        pinned(&mut pinner, |harvest, vault, stillness| {
+            assert!(matches!(stillness, Stillness::NothingChanged(_)), "{stillness:?}");
+            assert_eq!(missing(harvest), Vec::<&Path>::new());
+            assert_eq!(harvested(&root, harvest, vault), self::live(&root));
+            let there = |name: &&&str| spare.join(name).symlink_metadata().is_ok();
+            let mut found: Vec<&str> = names.iter().filter(there).copied().collect();
+            found.sort_unstable();
+            left.sort_unstable();
+            assert_eq!(found, left, "{filesystem}");
+        });
+        assert!(fs::read(disk.path().join("named")).unwrap() == vec![b'1'; 4 << 20]);
+        drop(pinner);
+        assert_eq!(paper.open(), []);
+    }
+}
+
 #[test]
 fn a_nested_mount_is_stored_and_a_circle_is_not_followed() {
     let disk = Disk::new("xfs", "rw");

@@ -55,6 +55,11 @@ impl Map {
         }
     }
 
+    /// The extents in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Extent> {
+        self.extents.iter()
+    }
+
     /// How many extents there are, those that go on as one counted once.
     #[must_use]
     pub fn extents(&self) -> usize {

@@ -117,6 +117,9 @@ pub struct ReferenceFile {
     pub blob: u64,
     /// SHA-256 over the ids of these blobs, in order, in hexadecimal digits.
     pub content: String,
+    /// SHA-256 over the map that the copy had when it was stored, in hexadecimal digits; of a copy in one of `dirs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<String>,
 }
 
 impl ReferenceFile {

@@ -30,7 +30,7 @@ use model::{
 };
 use os::{
     durable,
-    extents::{clone_file, is_unsupported, look},
+    extents::{clone_file, is_unsupported, look, map_of},
     lvm::{self, LvSnapshot, LvmError},
     staging::{self, Staging, StagingError},
     tree::stamp_of,
@@ -135,15 +135,29 @@ fn remove_volumes<'a>(volumes: impl IntoIterator<Item = &'a ReferenceVolume>) ->
     volumes.into_iter().try_for_each(|volume| lvm::remove(&volume.group, &volume.name))
 }
 
-/// How many bytes the copies of a reference have for themselves: what removing them would free. Copies that are gone
-/// have none, those in snapshots of volumes are not counted.
+/// How many bytes the copies of a reference have that their originals have not any more: what removing them would free.
+/// Copies that are gone have none, those in snapshots of volumes are not counted.
 #[must_use]
 pub fn own_bytes(reference: &Reference) -> Bytes {
-    let own = |file: &ReferenceFile| {
+    let files: Vec<&ReferenceFile> = reference.files.iter().filter(|file| file.volume.is_none()).collect();
+    let of_copy = |file: &&ReferenceFile| {
         let copy = File::open(&file.copy).ok()?;
-        look(&copy).ok().map(|(_, space)| space.own)
+        given_up(&copy, &file.path).or_else(|| look(&copy).ok().map(|(_, space)| space.own))
     };
-    reference.files.iter().filter(|file| file.volume.is_none()).filter_map(own).sum()
+    let of_spare = |spare: &SpareFile| {
+        let copy = File::open(&spare.copy).ok()?;
+        let newer = files.iter().find(|file| file.path == spare.path).map_or(&spare.path, |file| &file.copy);
+        given_up(&copy, newer)
+    };
+    files.iter().filter_map(of_copy).chain(reference.spare.files.iter().filter_map(of_spare)).sum()
+}
+
+/// How much of a copy lies where a newer file has not got it any more; nothing if that cannot be told.
+fn given_up(copy: &File, newer: &Path) -> Option<Bytes> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let newer = OpenOptions::new().read(true).custom_flags(flags).open(newer).ok()?;
+    let ranges = map_of(copy).ok()?.differing_from(&map_of(&newer).ok()?);
+    Some(Bytes(ranges.iter().map(|range| range.end - range.start).sum()))
 }
 
 /// The copies that the next ones may be cloned over, by the paths of their originals. Where space is short they are removed
@@ -382,7 +396,8 @@ fn file(
     let nanos = |time: i128| i64::try_from(time).map_err(io::Error::other);
     let (ctime, mtime) = (nanos(stamp.ctime)?, nanos(stamp.mtime)?);
     let (path, size, inode, blob) = (frozen.path.clone(), stamp.size, stamp.inode, frozen.blob);
-    let file = ReferenceFile { path, copy, volume, size, inode, ctime, mtime, blob, content };
+    let map = frozen.map.clone();
+    let file = ReferenceFile { path, copy, volume, size, inode, ctime, mtime, blob, content, map };
     if recorded(&file) == *stamp {
         Ok(file)
     } else {

@@ -8,7 +8,7 @@ mod extents_support;
 use std::{
     fs::{self, File, OpenOptions},
     io::IoSliceMut,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -122,6 +122,44 @@ fn random_nights_come_back_byte_for_byte() {
         assert_quiet(&proven);
         world.assert_holds(&proven);
     }
+}
+
+/// What nobody compares with any more is spare for one night; each of its copies is used once, by whoever takes it.
+#[test]
+fn the_copies_of_the_backup_before_the_last_are_spare() {
+    let mut world = world("xfs");
+    world.night();
+    assert_eq!(reference::spare(&world.record()).len(), 0);
+    let first = world.reference();
+    world.night();
+    let spare = reference::spare(&world.record());
+    assert_eq!(spare.len(), 2);
+    assert!(first.files.iter().all(|file| spare.get(&file.path) == Some(&file.copy)));
+    assert_eq!(world.reference().spare.dirs, first.dirs);
+
+    // Both are cloned over, so what was the second backup's is spare now, and nothing else is left.
+    write_at(&world.live.join("a"), &noise(4, 4096), MIB as u64);
+    let inode = |copy: &Path| fs::metadata(copy).unwrap().ino();
+    let used: Vec<u64> = spare.values().map(|copy| inode(copy)).collect();
+    let third = world.night();
+    world.assert_holds(&third);
+    assert_eq!(third.pages_read(), MIB as u64 + 32768);
+    assert!(world.reference().files.iter().all(|file| used.contains(&inode(&file.copy))));
+    assert!(spare.values().all(|copy| !copy.exists()));
+
+    // One that is gone is not looked for, and there is nothing to keep where space is short.
+    let spare = reference::spare(&world.record());
+    spare.values().for_each(|copy| fs::remove_file(copy).unwrap());
+    let room = rustix::fs::statvfs(&world.mounted.at).unwrap();
+    let most = (room.f_bavail - room.f_blocks / 20) * room.f_frsize;
+    let filler = File::create(world.mounted.at.join("filler")).unwrap();
+    rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, most).unwrap();
+    assert_eq!(reference::spare(&world.record()).len(), 0);
+    let fourth = world.night();
+    world.assert_holds(&fourth);
+    assert_eq!(world.reference().spare.dirs, Vec::<PathBuf>::new());
+    reference::remove(&world.record()).unwrap();
+    assert_eq!(fs::read_dir(world.staging()).unwrap().count(), 0);
 }
 
 type Lie = fn(&World, &mut Reference);

@@ -16,7 +16,7 @@ use model::{
     id::CutId,
     port::{Shelf, Silent, Store},
     record::{BackupRecord, CutRecord},
-    reference::{Kept, ReferenceVolume},
+    reference::{Kept, ReferenceVolume, Spare, SpareFile},
     server::{Flavor, ServerAccess, ServerAddress},
     size::Bytes,
     undo::{Hook, Move, ProcessRef, Ticket, Undo},
@@ -124,6 +124,16 @@ fn a_reference_reads() {
     assert_eq!(file.path.as_os_str().as_encoded_bytes(), b"/var/lib/mysql/hydro/caf\xe9.ibd");
     assert_eq!((file.size, file.inode, file.blob), (Bytes(512 << 20), 133, 65_536));
     assert_eq!((file.ctime, file.mtime), (1_795_836_900_123_456_789, 1_795_836_899_000_000_000));
+}
+
+#[test]
+fn a_reference_with_spare_copies_reads() {
+    let Kept::There(found) = reference::read(&sample("reference-spare.json")) else { panic!("it is there") };
+    let digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    assert_eq!(found.files[0].map.as_deref(), Some(digest));
+    let dir = PathBuf::from("/v01/backup/state/staging/.stillpoint-reference-0123456789abcdef");
+    let spare = SpareFile { path: found.files[0].path.clone(), copy: dir.join("0") };
+    assert_eq!(found.spare, Spare { dirs: vec![dir], files: vec![spare] });
 }
 
 #[test]

@@ -29,7 +29,7 @@ use model::{
     reference::{LARGE, ReferenceFile},
 };
 use os::{
-    extents::{is_on_realtime_device, look, map_of},
+    extents::{is_on_realtime_device, look, map_of, skips_what_is_shared},
     tree::stamp_of,
 };
 
@@ -75,6 +75,18 @@ pub(crate) fn digest(names: &[Name]) -> String {
     hex::encode(hash.finalize())
 }
 
+/// The digest of a map: SHA-256 over where each extent begins in the file, how long it is, and where it begins on the device
+/// (all ones if that says nothing), 8 bytes each with the lowest first.
+fn digest_of_map(map: &Map) -> String {
+    let mut hash = Sha256::new();
+    for extent in map.iter() {
+        hash.update(extent.logical.to_le_bytes());
+        hash.update(extent.length.to_le_bytes());
+        hash.update(extent.physical.unwrap_or(u64::MAX).to_le_bytes());
+    }
+    hex::encode(hash.finalize())
+}
+
 /// A pinned copy that was stored as it is.
 pub(crate) struct Frozen {
     /// The original's path.
@@ -87,6 +99,8 @@ pub(crate) struct Frozen {
     pub(crate) stamp: Stamp,
     /// The size of its blobs.
     pub(crate) blob: u64,
+    /// The digest of its map, if it lies in a directory.
+    pub(crate) map: Option<String>,
     /// What was stored of it.
     pub(crate) content: Vec<Place>,
 }
@@ -110,6 +124,8 @@ struct Begun {
     stamp: Stamp,
     /// The size of its blobs.
     blob: u64,
+    /// The digest of its map, if it lies in a directory.
+    map: Option<String>,
 }
 
 #[derive(Default)]
@@ -195,7 +211,7 @@ impl Carry {
             }
         };
         let file = frozen.file.as_ref().unwrap_or(file);
-        let Ok(stamp) = file.sync_all().and_then(|()| file.metadata()).map(|meta| stamp_of(&meta)) else {
+        let Ok(stamp) = synced(file).and_then(|()| file.metadata()).map(|meta| stamp_of(&meta)) else {
             return 0;
         };
         // Whoever reads it finds out, too; here chunks would be carried over that it does not have.
@@ -208,10 +224,13 @@ impl Carry {
         let Ok((newer, space)) = look(file) else { return 0 };
         // A copy that shares little with the original would cost as much as another original.
         if pinned.is_some() || space.own <= space.shared {
+            let map = pinned.is_none().then(|| digest_of_map(&newer));
             let home = pinned.cloned().map_or(Home::Directory, Home::Pinned);
-            self.found().begun.insert(entry.path.clone(), Begun { copy: frozen.path, home, stamp, blob });
+            self.found()
+                .begun
+                .insert(entry.path.clone(), Begun { copy: frozen.path, home, stamp, blob, map });
         }
-        let changed = before.map(|before| before.and_then(|before| before.changed(&newer, blob)));
+        let changed = before.map(|before| before.and_then(|before| before.changed(&newer, file, blob)));
         let (older, changed) = match (older, changed) {
             (Some(older), Some(Ok(changed))) => (older.content.clone(), changed),
             (_, Some(Err(why))) => {
@@ -239,7 +258,7 @@ impl Carry {
         let is_same = entry.body == Body::Carried && older.file.size == entry.meta.size;
         if self.proves && is_same {
             let (copy, stamp) = (older.file.copy.clone(), recorded(&older.file));
-            let begun = Begun { copy, home: home(&older.file), stamp, blob };
+            let begun = Begun { copy, home: home(&older.file), stamp, blob, map: older.file.map.clone() };
             self.found().begun.insert(entry.path.clone(), begun);
             large.compare_with(Compared::new(older.content.clone(), Vec::new(), older.content.len(), true));
         }
@@ -248,14 +267,14 @@ impl Carry {
     /// A file is stored: what is kept of it, and whether it is what was carried over in the nights before.
     pub(crate) fn stored(&self, entry: &Entry, large: &Large, content: &[Place]) {
         let mut found = self.found();
-        let Some(Begun { copy, home, stamp, blob }) = found.begun.remove(&entry.path) else { return };
+        let Some(Begun { copy, home, stamp, blob, map }) = found.begun.remove(&entry.path) else { return };
         if self.proves
             && let Some(compared) = large.compared()
         {
             found.problems.extend(alarm(&entry.path, &compared.wrong(content), blob));
         }
         let (path, content) = (entry.path.clone(), content.to_vec());
-        found.frozen.push(Frozen { path, copy, home, stamp, blob, content });
+        found.frozen.push(Frozen { path, copy, home, stamp, blob, map, content });
     }
 
     /// The older copies of files that were carried over by their stamps still are their frozen copies.
@@ -277,8 +296,8 @@ impl Carry {
 
     fn carry_on(&self, older: &Older) {
         let (stamp, home, content) = (recorded(&older.file), home(&older.file), older.content.clone());
-        let ReferenceFile { path, copy, blob, .. } = older.file.clone();
-        self.found().frozen.push(Frozen { path, copy, home, stamp, blob, content });
+        let ReferenceFile { path, copy, blob, map, .. } = older.file.clone();
+        self.found().frozen.push(Frozen { path, copy, home, stamp, blob, map, content });
     }
 
     /// What was found wrong or worth knowing, once.
@@ -300,7 +319,8 @@ impl Carry {
 struct Before<'a> {
     recorded: &'a ReferenceFile,
     copy: File,
-    map: Map,
+    /// Its map; nothing if what was written down of it is compared with.
+    map: Option<Map>,
     /// If they lie in two snapshots: the newer one, and where both hold the same.
     snapshots: Option<(&'a Pinned, &'a [Range<u64>])>,
 }
@@ -332,21 +352,36 @@ impl<'a> Before<'a> {
         if is_on_realtime_device(&copy) || is_on_realtime_device(newer) {
             return Err("it is on a realtime device, whose addresses are also those of other bytes".into());
         }
-        copy.sync_all().map_err(unknown)?;
-        let map = map_of(&copy).map_err(unknown)?;
+        let map = match recorded.map {
+            Some(_) => None,
+            None => Some(synced(&copy).and_then(|()| map_of(&copy)).map_err(unknown)?),
+        };
         Ok(Self { recorded, copy, map, snapshots })
     }
 
     /// The chunks that may have changed, by the map of the newer copy that was taken since.
-    fn changed(self, newer: &Map, blob: u64) -> Result<Vec<Range<u64>>, String> {
-        let after = map_of(&self.copy).map_err(unknown)?;
+    fn changed(self, newer: &Map, newer_file: &File, blob: u64) -> Result<Vec<Range<u64>>, String> {
+        let mut after = map_of(&self.copy).map_err(unknown)?;
+        let mut anew = None;
+        let before = match self.map {
+            Some(map) => map,
+            // It is where it was when it was the newer one, and has not been elsewhere and come back since.
+            None if self.recorded.map == Some(digest_of_map(&after)) => after.clone(),
+            None => {
+                let before = after;
+                anew = Some(map_of(newer_file).map_err(unknown)?);
+                after = map_of(&self.copy).map_err(unknown)?;
+                before
+            }
+        };
+        let newer = anew.as_ref().unwrap_or(newer);
         is_as_stored(&self.copy, self.recorded)?;
         let changed = match self.snapshots {
-            None => chunks_to_read(&self.map, newer, &after, blob),
+            None => chunks_to_read(&before, newer, &after, blob),
             Some((pinned, _)) if !pinned.is_untouched() => {
                 return Err("something was written to its snapshot".into());
             }
-            Some((_, same)) => chunks_to_read(&self.map, &newer.trusted_within(same), &after, blob),
+            Some((_, same)) => chunks_to_read(&before, &newer.trusted_within(same), &after, blob),
         };
         changed.ok_or_else(|| "the filesystem is moving its extents about".into())
     }
@@ -355,6 +390,13 @@ impl<'a> Before<'a> {
 /// What an older copy lies in.
 fn home(file: &ReferenceFile) -> Home {
     file.volume.clone().map_or(Home::Directory, Home::Kept)
+}
+
+/// Sees to it that the next map of a pinned copy shows where its bytes are. On XFS that is done when it is cloned, which
+/// writes the original's dirty pages first: a clone has none of its own, and its map asks for that once more. To make a clone
+/// durable beside costs a flush of the device; the record of it is written later, and XFS's log keeps that order.
+fn synced(file: &File) -> io::Result<()> {
+    if skips_what_is_shared(file)? { Ok(()) } else { file.sync_all() }
 }
 
 fn unknown(error: io::Error) -> String {

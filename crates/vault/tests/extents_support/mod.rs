@@ -137,17 +137,18 @@ impl World {
         files.map(|path| (path.clone(), fs::read(&path).unwrap())).collect()
     }
 
-    /// Pins everything by clones in a directory of ours.
+    /// Pins everything by clones in a directory of ours, which are made over spare ones where there are some.
     pub fn pin(&self) -> (Staging, Vec<Entry>) {
         let journal: Arc<dyn Journal> = self.place.journal.clone();
         let staging = Staging::create(&journal, &self.staging(), "tree").unwrap();
+        let spare = reference::spare(&self.record());
         let (mut entries, mut copies) = (Vec::new(), HashMap::new());
         for (n, path) in self.oracle().keys().enumerate() {
             // All names of a file have one copy.
             let inode = fs::metadata(path).unwrap().ino();
             let copy = copies.entry(inode).or_insert_with(|| {
                 let copy = staging.path().join(n.to_string());
-                clone_file(&File::open(path).unwrap(), &File::create(&copy).unwrap()).unwrap();
+                clone_over_spare(path, &copy, spare.get(path));
                 copy
             });
             let mut found = entry(path, |_| Body::At(copy.clone())).unwrap();
@@ -196,6 +197,19 @@ impl World {
         }
         assert_eq!(self.left(), Vec::<PathBuf>::new());
     }
+}
+
+fn clone_over_spare(path: &Path, copy: &Path, spare: Option<&PathBuf>) {
+    if let Some(spare) = spare.filter(|spare| spare.exists()) {
+        fs::rename(spare, copy).unwrap();
+    }
+    let (source, mut options) = (File::open(path).unwrap(), OpenOptions::new());
+    let target = options.write(true).create(true).truncate(false).open(copy).unwrap();
+    let size = source.metadata().unwrap().len();
+    if target.metadata().unwrap().len() > size {
+        target.set_len(size).unwrap();
+    }
+    clone_file(&source, &target).unwrap();
 }
 
 fn relpath() -> Relpath {

@@ -16,6 +16,7 @@ fn copy(path: &str, size: u64) -> ReferenceFile {
         blob: 32768,
         volume: None,
         content: String::new(),
+        map: None,
     }
 }
 
