@@ -131,7 +131,8 @@ fn one_snapshot() {
 fn several_directories() {
     for (kind, form) in [("xfs", FilesForm::Reflink), ("btrfs", FilesForm::Volumes)] {
         let dir = scratch();
-        let (one, other) = (Volume::for_test(kind, 2 << 30, dir.path()), Volume::new(kind, 2 << 30, dir.path()));
+        let (one, other) =
+            (Volume::for_test(kind, 2 << 30, dir.path()), Volume::new(kind, 2 << 30, dir.path()));
         let (data, logs) = (one.directory("data"), other.directory("logs"));
         std::process::Command::new("chown").arg("mysql:mysql").arg(&logs).status().expect("chown");
         let server = PrivateServer::builder()

@@ -8,7 +8,7 @@
 //! dead run are in its journal. Whoever changes a reference holds the lock of its application's runs.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -23,7 +23,9 @@ use model::{
     pathtext,
     port::{Failure, FailureKind, Journal},
     problem::{Effect, Problem},
-    reference::{Choice, Kept, REFERENCE_VERSION, Reference, ReferenceFile, ReferenceVolume, Spare, SpareFile},
+    reference::{
+        Choice, Kept, REFERENCE_VERSION, Reference, ReferenceFile, ReferenceVolume, Spare, SpareFile,
+    },
     size::Bytes,
 };
 use os::{
@@ -133,15 +135,15 @@ fn remove_volumes<'a>(volumes: impl IntoIterator<Item = &'a ReferenceVolume>) ->
     volumes.into_iter().try_for_each(|volume| lvm::remove(&volume.group, &volume.name))
 }
 
-/// How many bytes the copies of a reference have for themselves: what removing them would free. Copies that are gone
-/// have none, those in snapshots of volumes are not counted.
+/// How many bytes the copies of a reference have for themselves, spare ones too: what removing them would free at least. Copies
+/// that are gone have none, those in snapshots of volumes are not counted.
 #[must_use]
 pub fn own_bytes(reference: &Reference) -> Bytes {
-    let own = |file: &ReferenceFile| {
-        let copy = File::open(&file.copy).ok()?;
-        look(&copy).ok().map(|(_, space)| space.own)
-    };
-    reference.files.iter().filter(|file| file.volume.is_none()).filter_map(own).sum()
+    let own = |copy: &Path| look(&File::open(copy).ok()?).ok().map(|(_, space)| space.own);
+    let files = reference.files.iter().filter(|file| file.volume.is_none()).map(|file| &file.copy);
+    let copies: HashSet<&PathBuf> =
+        files.chain(reference.spare.files.iter().map(|file| &file.copy)).collect();
+    copies.into_iter().filter_map(|copy| own(copy)).sum()
 }
 
 /// The copies that the next ones may be cloned over, by the paths of their originals. Where space is short they are removed

@@ -223,7 +223,11 @@ impl<'a> Round<'a> {
     /// What is to be cloned together with others.
     fn job(&self, entry: &Entry) -> Option<Job> {
         let fits = entry.meta.links <= 1 && self.pinner.clones(entry);
-        fits.then(|| Job { path: entry.path.clone(), size: entry.meta.size, old: self.own_or_spare_copy(entry) })
+        fits.then(|| Job {
+            path: entry.path.clone(),
+            size: entry.meta.size,
+            old: self.own_or_spare_copy(entry),
+        })
     }
 
     /// Writes down what became of a file; an error is one that concerns the whole round.
