@@ -218,7 +218,8 @@ fn what_the_disk_could_not_write_after_all_is_not_restored() {
             fs::write(path, vec![b'a' + number as u8 % 26; 900_000]).expect("an upload");
         }
         site.run(["backup"]).expect_status(0);
-        let (small, at) = (site.root().join(format!("small-{files}")), site.root().join(format!("at-{files}")));
+        let (small, at) =
+            (site.root().join(format!("small-{files}")), site.root().join(format!("at-{files}")));
         let _memory = Mounted::tmpfs(&small, "12m");
         let image = small.join("image");
         fs::File::create(&image).and_then(|file| file.set_len(400 << 20)).expect("an image");
