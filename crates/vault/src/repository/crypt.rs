@@ -203,10 +203,7 @@ mod tests {
     /// The crate that rustic has for it is the oracle.
     #[test]
     fn it_is_what_rustic_takes() {
-        use aes256ctr_poly1305aes::{
-            Aes256CtrPoly1305Aes,
-            aead::{Aead, KeyInit},
-        };
+        use aes256ctr_poly1305aes::{Aes256CtrPoly1305Aes, aead::Aead};
         let key = SecretKey::random();
         let library = Aes256CtrPoly1305Aes::new((&*key.0).into());
         for length in (0..200).chain([4096, 70_001]) {
