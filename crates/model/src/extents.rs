@@ -3,7 +3,8 @@
 //! Two files of one filesystem that both exist and have the same address at the same place share the bytes there: a
 //! filesystem with shared extents writes a change elsewhere. That holds for frozen files only, and only where the
 //! address says something about the bytes: compressed, inline, delayed and unwritten extents are doubtful. A map
-//! speaks of one moment, so nobody compares with a map that was kept.
+//! speaks of one moment, so nobody compares with a map that was kept: what is kept of one only tells whether the file's map
+//! of now is the same.
 //!
 //! Crash story: pure functions, no effects.
 
@@ -137,7 +138,8 @@ impl Map {
 /// ranges of chunk numbers, ordered and apart. Chunks begin at multiples of `chunk` bytes; the last one ends with its
 /// file. All others are the same bytes and have the same ends in both.
 ///
-/// The older file's map was taken `before` the newer one's and again `after` it. Nothing is answered if these two
+/// The older file's map was taken `before` the newer one's and again `after` it; `before` may be of when the older file was
+/// made, if it was frozen since. Nothing is answered if these two
 /// differ: then the filesystem is moving its extents about, and any chunk may be another one.
 #[must_use]
 pub fn chunks_to_read(before: &Map, newer: &Map, after: &Map, chunk: u64) -> Option<Vec<Range<u64>>> {

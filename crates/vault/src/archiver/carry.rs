@@ -2,7 +2,9 @@
 //! lie on the same extents in both copies are carried over from that backup without being read.
 //!
 //! Which chunks those are decides [`model::extents::chunks_to_read`]; here it gets its maps, which are taken now: the
-//! older copy's before and after the newer one's. Dirty pages are on disk before a map is taken, since until then it
+//! older copy's after the newer one's, and compared with the digest of the map that it had when it was the newer one. If it
+//! has another by now, or none is recorded, both maps are taken with the older copy's before and after the newer one's. Dirty
+//! pages are on disk before a map is taken, since until then it
 //! shows where the bytes stood before. The older copy has to be, by inode and times, what it was when its backup was
 //! stored, on the same device as the newer one, and the content that its backup has for it the one that was recorded.
 //! Whatever is in doubt is read.

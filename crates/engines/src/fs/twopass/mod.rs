@@ -15,7 +15,8 @@
 //! pin. Files that need nothing carry a mark from the unlocked rounds on. Entries are made after the thaw.
 //!
 //! Crash story: nothing but the staging directory is written; it is journalled before it is made and goes with
-//! the harvested pin, or with the pinner. One pinner may run beside others, also of the same tree.
+//! the harvested pin, or with the pinner. One pinner may run beside others, also of the same tree. Copies that nobody needs any
+//! more ([`Pinner::reuse`]) are renamed into it before they are cloned over, so that they go with it too, half done or not.
 
 mod copies;
 mod mapped;
