@@ -272,8 +272,10 @@ fn not_swapped(first: &Problem, problems: &[Problem], beside: Box<dyn Beside + '
     Failure::new(FailureKind::Damaged, what, "use another backup, or restore with --to DIR what there is")
 }
 
-/// A list that stays readable: what is missing comes first, the rest is counted.
+/// A list that stays readable: what was found twice is told once, what is missing comes first, the rest is counted.
 fn bounded(mut problems: Vec<Problem>) -> Vec<Problem> {
+    let mut told = HashSet::new();
+    problems.retain(|problem| told.insert((problem.path.clone(), problem.what.clone())));
     problems.sort_by_key(|p| std::cmp::Reverse(p.effect));
     if problems.len() > MOST_PROBLEMS {
         let more = problems.len() - MOST_PROBLEMS;
@@ -297,5 +299,19 @@ fn next(plan: &RestorePlan) -> Vec<String> {
                         still sees the old files";
             vec![what.to_owned()]
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MOST_PROBLEMS, Problem, bounded};
+
+    #[test]
+    fn problems_are_told_once_and_the_worst_first() {
+        let late = |n: usize| Problem::weaker("/late", format!("{n}"), "");
+        let twice = [late(0), Problem::missing("/gone", "is gone", ""), late(0)];
+        assert_eq!(bounded(twice.to_vec()), [twice[1].clone(), late(0)]);
+        let many = bounded((0..MOST_PROBLEMS + 5).map(late).collect());
+        assert_eq!((many.len(), many[MOST_PROBLEMS].what.split(' ').next()), (MOST_PROBLEMS + 1, Some("5")));
     }
 }
