@@ -69,6 +69,15 @@ pub struct Xattr {
     pub value: Vec<u8>,
 }
 
+impl Xattr {
+    /// Whether this is how XFS keeps an ACL on its disk (`fs/xfs/xfs_acl.h` of Linux), which it shows to root beside
+    /// `system.posix_acl_*`: what that sets, and no other filesystem knows.
+    #[must_use]
+    pub fn is_inner_acl(name: &[u8]) -> bool {
+        matches!(name, b"trusted.SGI_ACL_FILE" | b"trusted.SGI_ACL_DEFAULT")
+    }
+}
+
 /// Attributes of the original, as `statx` gave them at the cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meta {

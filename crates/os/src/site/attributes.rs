@@ -146,8 +146,10 @@ impl Setter {
 
     /// The attributes that this user may set.
     pub fn own<'a>(&self, xattrs: &'a [Xattr]) -> Vec<&'a Xattr> {
-        let (own, guarded): (Vec<_>, Vec<_>) =
-            xattrs.iter().partition(|x| self.privileged || is_for_everyone(&x.name));
+        let (own, guarded): (Vec<_>, Vec<_>) = xattrs
+            .iter()
+            .filter(|x| !Xattr::is_inner_acl(&x.name))
+            .partition(|x| self.privileged || is_for_everyone(&x.name));
         self.guarded.fetch_add(guarded.len() as u64, Ordering::Relaxed);
         own
     }

@@ -167,7 +167,7 @@ fn is_kind(found: &Stat, kind: &Kind, at: &At<'_>) -> bool {
 
 fn compare_attributes(there: &[Xattr], item: &Listed, setter: &Setter, differs: &mut dyn FnMut(String)) {
     let privileged = setter.is_privileged();
-    let is_asked = |x: &&Xattr| privileged || is_for_everyone(&x.name);
+    let is_asked = |x: &&Xattr| !Xattr::is_inner_acl(&x.name) && (privileged || is_for_everyone(&x.name));
     for wanted in item.meta.xattrs.iter().filter(is_asked) {
         if !there.contains(wanted) {
             differs(format!("lacks the attribute {}", String::from_utf8_lossy(&wanted.name)));
@@ -194,7 +194,7 @@ fn attributes(at: &At<'_>, item: &Listed, privileged: bool) -> io::Result<Vec<Xa
     };
     let mut found = Vec::new();
     for name in names {
-        if !privileged && !is_for_everyone(name.as_bytes()) {
+        if Xattr::is_inner_acl(name.as_bytes()) || (!privileged && !is_for_everyone(name.as_bytes())) {
             continue;
         }
         let got = match at {

@@ -269,7 +269,8 @@ impl Xattrs {
             Err(error) => return Err(error.into()),
         };
         let (mut read, mut unread) = (Vec::new(), Vec::new());
-        for name in self.names[..length].split(|b| *b == 0).filter(|name| !name.is_empty()) {
+        let names = self.names[..length].split(|b| *b == 0);
+        for name in names.filter(|name| !name.is_empty() && !Xattr::is_inner_acl(name)) {
             match fitting(&mut self.value, |room| lgetxattr(&path, name, room)) {
                 Ok(length) => read.push(Xattr { name: name.to_vec(), value: self.value[..length].to_vec() }),
                 // Removed since it was listed.

@@ -53,7 +53,7 @@ impl Mounted {
     fn image(mkfs: &[&str]) -> Self {
         let mounted = Self::place();
         let image = mounted.at.with_file_name("image");
-        fs::File::create(&image).unwrap().set_len(200 << 20).unwrap();
+        fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();
         let args: Vec<&str> = mkfs[1..].iter().copied().chain([text(&image)]).collect();
         sh(mkfs[0], &args);
         sh("mount", &["-o", "loop", text(&image), text(&mounted.at)]);
@@ -173,6 +173,28 @@ fn a_mounted_ext4_comes_back_name_by_name() {
     // It belongs to the filesystem, which makes it anew.
     fs::remove_dir(mounted.at.join("lost+found")).unwrap();
     comes_back_name_by_name(&mounted.at, "mount point");
+}
+
+/// XFS shows root its own form of an access list as one more attribute, which is nothing anywhere else.
+#[test]
+fn an_access_list_of_xfs_comes_back_elsewhere_once() {
+    let is_inner = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("trusted.SGI_");
+    let mounted = Mounted::image(&["mkfs.xfs", "-q"]);
+    let tree = mounted.at.join("tree");
+    grow_as_root(&tree);
+    assert!(xattr::list(tree.join("shared")).unwrap().any(|name| is_inner(&name)));
+    let (wanted, backup) = (portrait(&tree), back_up(&[&tree], &Content::new()));
+    let elsewhere = Mounted::image(&["mkfs.ext4", "-q"]);
+    for target in [mounted.at.join("restored"), elsewhere.at.join("restored")] {
+        let report = restore(&request(Target::Directory { dir: target.clone() }, &[]), &backup).unwrap();
+        assert!(report.problems.iter().all(|p| p.effect == Effect::Note), "{:?}", report.problems);
+        let restored = target.join(tree.strip_prefix("/").unwrap());
+        assert_same(&portrait(&restored), &wanted);
+        assert!(
+            xattr::list(restored.join("shared")).unwrap().any(|name| is_inner(&name))
+                == target.starts_with(&mounted.at)
+        );
+    }
 }
 
 #[test]

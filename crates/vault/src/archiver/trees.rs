@@ -5,13 +5,16 @@
 //!
 //! Crash story: see [`super::pack`].
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    path::PathBuf,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
 };
-use std::thread;
 
-use model::entry::Kind;
+use model::{entry::Kind, pathtext, size::Bytes};
 use rustic_core::repofile::BlobType;
 
 use super::{
@@ -26,6 +29,9 @@ use super::{
     written::Text,
 };
 use crate::repository::{error::RepositoryError, node::Names};
+
+/// No tree is longer, in bytes; sealed, one still has a place in a pack of less than 4 GiB.
+const LONGEST: usize = u32::MAX as usize - (1 << 16);
 
 /// What was stored of the files that were not carried over, in the order of the feed: 16 bytes for each, and 4 for each
 /// of their blobs.
@@ -160,6 +166,7 @@ impl Maker {
             .map_err(|error| RepositoryError::Damaged {
                 what: format!("{} cannot be written: {error}", layout.path(job.feed, number).display()),
             })
+            .and_then(|()| fits(json.len(), || layout.path(job.feed, number)))
             .and_then(|()| self.store(job, &json));
         self.json = json;
         stored
@@ -178,6 +185,22 @@ impl Maker {
                 Claim::Orphan { pack } => orphans::look(sink, pack)?,
             }
         }
+    }
+}
+
+/// A pack and its index give lengths and places in 32 bits (restic's `doc/design.rst`, "Pack Format"): what is longer would be
+/// stored under another length, and read by nobody.
+fn fits(length: usize, path: impl FnOnce() -> PathBuf) -> Result<(), RepositoryError> {
+    match length <= LONGEST {
+        true => Ok(()),
+        false => Err(RepositoryError::Refused {
+            what: format!(
+                "the list of {} is too long for a repository ({})",
+                pathtext::show(&path()),
+                Bytes(length as u64)
+            ),
+            remedy: "divide it into several directories, or exclude a part of it".to_owned(),
+        }),
     }
 }
 
@@ -214,4 +237,17 @@ fn write(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LONGEST, fits};
+
+    #[test]
+    fn a_list_that_has_no_place_in_a_pack_is_refused_by_its_name() {
+        let asked = |length| fits(length, || "/srv/wiki/images".into());
+        asked(LONGEST).unwrap();
+        let refused = asked(LONGEST + 1).unwrap_err().to_string();
+        assert!(refused.contains("/srv/wiki/images") && refused.contains("GiB"), "{refused}");
+    }
 }
