@@ -16,6 +16,8 @@ pub struct Volume {
 
 /// What must be free in memory for an image there: many times what the images of all tests at once hold.
 const MEMORY: u64 = 8 << 30;
+/// What an image is written by; in bytes.
+const DISK_PIECE: u64 = 8 << 20;
 
 impl Volume {
     /// The same as [`Self::new`], for tests of what is done and not of how fast: the image lies in memory if there is plenty,
@@ -40,7 +42,7 @@ impl Volume {
     }
 
     /// The same, written past the cache of the filesystem that the image lies on: as a disk, it has no other memory
-    /// below it that fills with what is written and stops everybody when it is flushed.
+    /// below it that fills with what is written and stops everybody when it is flushed. It takes all of its room at once.
     ///
     /// # Panics
     /// As [`Self::new`], and if the device cannot do that.
@@ -54,6 +56,14 @@ impl Volume {
         let (image, at) = (dir.path().join("image"), dir.path().join("mnt"));
         fs::create_dir(&at).expect("a mount point");
         fs::File::create(&image).expect("an image").set_len(bytes).expect("its size");
+        if is_direct {
+            // What is written to a disk for the first time takes no longer than later: no room has to be found for it first.
+            let whole = bytes.div_ceil(DISK_PIECE).to_string();
+            let (piece, count, to) =
+                (format!("bs={DISK_PIECE}"), format!("count={whole}"), format!("of={}", image.display()));
+            let how = ["if=/dev/zero", "oflag=direct", "conv=notrunc,fsync", "status=none"];
+            run(Command::new("dd").args(how).args([to, piece, count])).expect("the image is written");
+        }
         run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image)).expect("mkfs");
         if is_direct {
             let device = ["--find", "--show", "--direct-io=on"];

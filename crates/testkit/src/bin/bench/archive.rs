@@ -34,7 +34,7 @@ const TOGETHER: u64 = 500;
 pub fn run(options: &Options) {
     let largest = options.sizes.iter().copied().fold(1.0, f64::max);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "gigabytes of tests")]
-    let volume = Volume::like_a_disk("xfs", (largest * 8e9) as u64 + (20 << 30), &options.dir);
+    let volume = Volume::like_a_disk("xfs", (largest * 4e9) as u64 + (12 << 30), &options.dir);
     let dir = volume.directory("all");
     let sizes: Vec<f64> = options.sizes.iter().copied().filter(|size| *size > 0.0).collect();
     for &gigabytes in &sizes {

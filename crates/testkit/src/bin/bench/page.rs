@@ -84,7 +84,7 @@ pub const LVM: Kind = Kind {
 pub const ARCHIVE: Kind = Kind {
     name: "archive",
     title: "Archiving and restoring, beside restic, borg and rustic",
-    text: "The same data for each on XFS on a loop device with direct I/O, in turn, read once before every run so that none finds them colder; medians. \
+    text: "The same data for each on XFS on a loop device with direct I/O, written through once, in turn, read once before every run so that none finds them colder; medians. \
            The clock is stopped when everything is on disk; deriving the key is part of it. *Pages* are sysbench's tables \
            of a stopped MariaDB, aged by random updates, and, where it is named, those of a MediaWiki of manual pages with \
            their revisions in the same server or alone; a night writes 2000 new bytes into each of 1 % of their 16 KiB pages. borg compresses with zstd, the others as they do by default. *No pin kept* is Stillpoint without the pin of the night \
