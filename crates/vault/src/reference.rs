@@ -140,14 +140,14 @@ fn remove_volumes<'a>(volumes: impl IntoIterator<Item = &'a ReferenceVolume>) ->
 #[must_use]
 pub fn own_bytes(reference: &Reference) -> Bytes {
     let files: Vec<&ReferenceFile> = reference.files.iter().filter(|file| file.volume.is_none()).collect();
+    let copies: HashMap<&PathBuf, &PathBuf> = files.iter().map(|file| (&file.path, &file.copy)).collect();
     let of_copy = |file: &&ReferenceFile| {
         let copy = File::open(&file.copy).ok()?;
         given_up(&copy, &file.path).or_else(|| look(&copy).ok().map(|(_, space)| space.own))
     };
     let of_spare = |spare: &SpareFile| {
         let copy = File::open(&spare.copy).ok()?;
-        let newer = files.iter().find(|file| file.path == spare.path).map_or(&spare.path, |file| &file.copy);
-        given_up(&copy, newer)
+        given_up(&copy, copies.get(&spare.path).copied().unwrap_or(&spare.path))
     };
     files.iter().filter_map(of_copy).chain(reference.spare.files.iter().filter_map(of_spare)).sum()
 }
