@@ -202,6 +202,8 @@ fn add(root: &Path, path: &Path, tree: &mut Tree) {
     let mut xattrs: Vec<(Vec<u8>, Vec<u8>)> = xattr::list(path)
         .map(|names| {
             names
+                // How XFS keeps an access list on its disk, beside the list itself.
+                .filter(|n| !n.to_string_lossy().starts_with("trusted.SGI_ACL_"))
                 .filter_map(|n| {
                     let value = xattr::get(path, &n).ok()??;
                     Some((n.into_encoded_bytes(), value))
