@@ -181,9 +181,12 @@ fn an_access_list_of_xfs_comes_back_elsewhere_once() {
     let is_inner = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("trusted.SGI_");
     let mounted = Mounted::image(&["mkfs.xfs", "-q"]);
     let tree = mounted.at.join("tree");
-    grow_as_root(&tree);
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("shared"), "shared").unwrap();
+    sh("setfacl", &["-m", "u:1234:rw,g:4321:r,m::rw", text(&tree.join("shared"))]);
+    sh("setfacl", &["-m", "u:1234:rwx,d:u:1234:rwx,d:o::-", text(&tree)]);
     assert!(xattr::list(tree.join("shared")).unwrap().any(|name| is_inner(&name)));
-    let (wanted, backup) = (portrait(&tree), back_up(&[&tree], &Content::new()));
+    let (wanted, backup) = (portrait(&tree), back_up(&[&tree], &contents(&tree)));
     let elsewhere = Mounted::image(&["mkfs.ext4", "-q"]);
     for target in [mounted.at.join("restored"), elsewhere.at.join("restored")] {
         let report = restore(&request(Target::Directory { dir: target.clone() }, &[]), &backup).unwrap();

@@ -227,9 +227,12 @@ pub fn portrait(root: &Path) -> BTreeMap<PathBuf, String> {
         let relative = path.strip_prefix(root).unwrap().to_owned();
         let seen = look(&path);
         let meta = &seen.meta;
+        // How XFS keeps an access list on its disk, beside the list itself, no other filesystem knows.
+        let xattrs: Vec<_> =
+            meta.xattrs.iter().filter(|x| !x.name.starts_with(b"trusted.SGI_ACL_")).collect();
         let mut text = format!(
             "{:?} {:o} {}:{} {} {} {:?}",
-            seen.kind, meta.mode, meta.uid, meta.gid, meta.size, meta.mtime, meta.xattrs
+            seen.kind, meta.mode, meta.uid, meta.gid, meta.size, meta.mtime, xattrs
         );
         if seen.kind == Kind::File && meta.links > 1 {
             let first = links.entry((meta.device, meta.inode)).or_insert_with(|| relative.clone());
