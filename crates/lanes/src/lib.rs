@@ -1,11 +1,12 @@
-//! The two loops over every byte that is stored: SHA-256 of several contents at once ([`hashes()`]), and where the content of a
-//! file says that it is cut ([`Roller`]).
+//! The loops over every byte that is stored: SHA-256 of several contents at once ([`hashes()`]), where the content of a file
+//! says that it is cut ([`Roller`]), and the cipher ([`cipher`]).
 //!
 //! A crate of their own because they are unusably slow unoptimised (forty times, and with them every test that stores
 //! something): this crate is optimised in every profile, as the dependencies are, and the rest need not be.
 //!
 //! Crash story: pure functions.
 
+pub mod cipher;
 mod hashes;
 mod roll;
 

@@ -2,19 +2,13 @@
 //! files and locks.
 //!
 //! AES-256 in counter mode with Poly1305-AES, `nonce (16) | ciphertext | tag (16)`: see "Keys, Encryption and
-//! MAC" in restic's `doc/design.rst`. It is put together here from the libraries' AES and Poly1305, since the crate that
-//! does so gives Poly1305 one block after the other, which takes a third longer than many.
+//! MAC" in restic's `doc/design.rst`, and [`lanes::cipher`].
 //!
 //! Crash story: plain values, no effects.
 
 use std::io::Read as _;
 
-use aes::{
-    Aes128, Aes256,
-    cipher::{BlockEncrypt, KeyInit, KeyIvInit, StreamCipher},
-};
-use ctr::Ctr128BE;
-use poly1305::{Poly1305, universal_hash::UniversalHash};
+use lanes::cipher;
 use rand::RngCore;
 use rustic_core::repofile::MasterKey;
 use serde::{Deserialize, Serialize};
@@ -23,9 +17,6 @@ use subtle::ConstantTimeEq;
 
 const NONCE: usize = 16;
 const TAG: usize = 16;
-
-/// Bytes of a block of AES, and of Poly1305.
-const BLOCK: usize = 16;
 
 /// What could not be decrypted: a wrong key or changed bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -82,8 +73,8 @@ impl SecretKey {
         out.extend_from_slice(&nonce);
         let from = out.len();
         out.extend_from_slice(plain);
-        self.apply(&nonce, &mut out[from..])?;
-        let tag = self.tag(&nonce, &out[from..]);
+        cipher::apply(&self.0, &nonce, &mut out[from..]);
+        let tag = cipher::tag(&self.0, &nonce, &out[from..]);
         out.extend_from_slice(&tag);
         Ok(())
     }
@@ -98,10 +89,10 @@ impl SecretKey {
     pub(crate) fn decrypt_in_place<'s>(&self, sealed: &'s mut [u8]) -> Result<&'s [u8], Undecryptable> {
         let (nonce, body) = sealed.split_first_chunk_mut::<NONCE>().ok_or(Undecryptable)?;
         let (body, tag) = body.split_last_chunk_mut::<TAG>().ok_or(Undecryptable)?;
-        if !bool::from(self.tag(nonce, body).ct_eq(tag)) {
+        if !bool::from(cipher::tag(&self.0, nonce, body).ct_eq(tag)) {
             return Err(Undecryptable);
         }
-        self.apply(nonce, body)?;
+        cipher::apply(&self.0, nonce, body);
         Ok(body)
     }
 
@@ -134,26 +125,6 @@ impl SecretKey {
     /// The same key as rustic_core wants it.
     pub(crate) fn master(&self) -> Option<MasterKey> {
         serde_json::from_str(&self.to_json()).ok()
-    }
-
-    /// Encrypts or decrypts, which is the same.
-    fn apply(&self, nonce: &[u8; NONCE], bytes: &mut [u8]) -> Result<(), Undecryptable> {
-        let cipher = Ctr128BE::<Aes256>::new_from_slices(&self.0[..32], nonce);
-        cipher.map_err(|_| Undecryptable)?.apply_keystream(bytes);
-        Ok(())
-    }
-
-    /// Poly1305-AES of what is encrypted: with `r`, and the nonce encrypted under `k`.
-    fn tag(&self, nonce: &[u8; NONCE], encrypted: &[u8]) -> [u8; TAG] {
-        let mut key = poly1305::Key::default();
-        key[..BLOCK].copy_from_slice(&self.0[48..]);
-        let mut once = (*nonce).into();
-        Aes128::new(self.0[32..48].into()).encrypt_block(&mut once);
-        key[BLOCK..].copy_from_slice(&once);
-        let mut mac = Poly1305::new(&key);
-        let (whole, rest) = encrypted.split_at(encrypted.len() / BLOCK * BLOCK);
-        mac.update_padded(whole);
-        mac.compute_unpadded(rest).into()
     }
 }
 
