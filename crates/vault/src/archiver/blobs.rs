@@ -2,6 +2,14 @@
 //!
 //! Crash story: reads only.
 
+use std::{
+    io,
+    panic::resume_unwind,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use os::memory;
 use rustic_core::{FileType, repofile::BlobType};
 
 use super::{index::Index, name::Name};
@@ -11,6 +19,9 @@ use crate::repository::{
     error::{RepositoryError, StorageError},
 };
 
+/// From so many bytes on, work on a tree is worth a thread of its own.
+pub(super) const LARGE: usize = 1 << 20;
+
 /// Reads blobs of a repository.
 #[derive(Clone, Copy)]
 pub(crate) struct Blobs<'a> {
@@ -19,32 +30,84 @@ pub(crate) struct Blobs<'a> {
     pub(crate) index: &'a Index,
 }
 
+/// A tree as it stands in its pack, whose hash nobody has looked at yet.
+pub(crate) struct Unproven {
+    plain: Vec<u8>,
+    name: Name,
+    pack: PathBuf,
+}
+
+impl Unproven {
+    /// Reads it, and at the same time proves by its hash that it is the one that was asked for: of a large directory that
+    /// is half the work. `read` may meet any bytes.
+    ///
+    /// # Errors
+    /// If it is another one.
+    pub(crate) fn read<'p, T>(&'p self, read: impl FnOnce(&'p [u8]) -> T) -> Result<T, RepositoryError> {
+        let is_it = || Name::of(&self.plain) == self.name;
+        let (is_it, found) = if self.plain.len() < LARGE {
+            (is_it(), read(&self.plain))
+        } else {
+            thread::scope(|scope| {
+                let hashing = scope.spawn(is_it);
+                let found = read(&self.plain);
+                (hashing.join().unwrap_or_else(|panic| resume_unwind(panic)), found)
+            })
+        };
+        if is_it {
+            Ok(found)
+        } else {
+            Err(damaged(&self.pack, BlobType::Tree, &self.name, "is another one").into())
+        }
+    }
+}
+
+fn damaged(pack: &Path, tpe: BlobType, name: &Name, what: &str) -> StorageError {
+    StorageError::Damaged { path: pack.into(), what: format!("its {tpe} {} {what}", name.short()) }
+}
+
 impl Blobs<'_> {
     /// A stored directory, to be read by [`super::node::StoredNode::parse_tree`].
     ///
     /// # Errors
     /// If it is in no index, or what is in its pack is not it.
     pub(crate) fn tree(&self, name: &Name) -> Result<Vec<u8>, RepositoryError> {
-        self.read(BlobType::Tree, name)
+        let unproven = self.unproven_tree(name)?;
+        unproven.read(|_| ())?;
+        Ok(unproven.plain)
     }
 
-    /// A blob's content, proven by its name.
-    fn read(&self, tpe: BlobType, name: &Name) -> Result<Vec<u8>, RepositoryError> {
+    /// The same, still to be proven. Its encryption says already that somebody with the key wrote it.
+    ///
+    /// # Errors
+    /// If it is in no index, or what is in its pack cannot be read.
+    pub(crate) fn unproven_tree(&self, name: &Name) -> Result<Unproven, RepositoryError> {
+        let tpe = BlobType::Tree;
         let (pack, spot) = self.index.spot(tpe, name).ok_or_else(|| RepositoryError::Damaged {
             what: format!("the stored {tpe} {} is in no index", name.short()),
         })?;
+        let path = self.backend.path(FileType::Pack, &pack.id());
         let sealed = self.backend.read_part(FileType::Pack, &pack.id(), spot.offset, spot.length)?;
-        let damaged = |what: &str| StorageError::Damaged {
-            path: self.backend.path(FileType::Pack, &pack.id()),
-            what: format!("its {tpe} {} {what}", name.short()),
+        let mut sealed = Vec::from(sealed);
+        let content = self
+            .key
+            .decrypt_in_place(&mut sealed)
+            .map_err(|_| damaged(&path, tpe, name, "does not decrypt"))?;
+        let plain = match spot.raw {
+            0 => content.to_vec(),
+            raw => unpacked(content, raw as usize)
+                .map_err(|_| damaged(&path, tpe, name, "does not decompress"))?,
         };
-        let mut plain = self.key.decrypt(&sealed).map_err(|_| damaged("does not decrypt"))?;
-        if spot.raw != 0 {
-            plain = zstd::bulk::decompress(&plain, spot.raw as usize)
-                .map_err(|_| damaged("does not decompress"))?;
-        }
-        if Name::of(&plain) == *name { Ok(plain) } else { Err(damaged("is another one").into()) }
+        Ok(Unproven { plain, name: *name, pack: path })
     }
+}
+
+/// Decompresses what has so many bytes.
+fn unpacked(packed: &[u8], raw: usize) -> io::Result<Vec<u8>> {
+    let mut plain = Vec::with_capacity(raw);
+    memory::prefer_large_pages(&mut plain);
+    zstd::bulk::Decompressor::new()?.decompress_to_buffer(packed, &mut plain)?;
+    Ok(plain)
 }
 
 /// Why what was read cannot be taken for a stored directory.

@@ -291,6 +291,18 @@ impl Index {
         })
     }
 
+    /// How many bytes the blobs at these places have together; nothing unless they are those with these names and all of them
+    /// are there.
+    pub(crate) fn are_there(&self, places: &[Place], names: &[Name]) -> Option<u64> {
+        let inner = self.inner();
+        let length = |(place, name): (&Place, &Name)| {
+            let entry = inner.entries.get(*place as usize).filter(|entry| entry.is(BlobType::Data, name))?;
+            let is_indexed = inner.packs.get(entry.pack() as usize)?.standing == Standing::Indexed;
+            (is_indexed && inner.holds(entry)).then(|| entry.spot.content_length())
+        };
+        if places.len() == names.len() { places.iter().zip(names).map(length).sum() } else { None }
+    }
+
     /// How many bytes these data blobs have together.
     ///
     /// # Errors

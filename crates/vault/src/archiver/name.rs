@@ -57,10 +57,7 @@ impl fmt::Debug for Name {
 
 impl Serialize for Name {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut digits = [0; 64];
-        let encoded = hex::encode_to_slice(self.0, &mut digits);
-        let text = encoded.ok().and_then(|()| std::str::from_utf8(&digits).ok());
-        serializer.serialize_str(text.unwrap_or_default())
+        serializer.serialize_str(std::str::from_utf8(&lanes::digits(&self.0)).unwrap_or_default())
     }
 }
 

@@ -79,13 +79,28 @@ impl Packer {
         plain: &[u8],
         effort: &mut Effort,
     ) -> Result<(), RepositoryError> {
-        if self.compress(plain, effort)? {
-            let packed = std::mem::take(&mut self.scratch);
-            let added = self.add_packed(sink, (place, name), (&packed, plain.len() as u32));
-            self.scratch = packed;
-            return added;
+        let is_smaller = self.compress(plain, effort)?;
+        self.add_compressed(sink, (place, name), plain, is_smaller)
+    }
+
+    /// Adds a blob that was just compressed ([`Self::compress`]), which made it smaller or not.
+    ///
+    /// # Errors
+    /// If the pack cannot be written.
+    pub(crate) fn add_compressed(
+        &mut self,
+        sink: &Sink<'_>,
+        blob: (Place, Name),
+        plain: &[u8],
+        is_smaller: bool,
+    ) -> Result<(), RepositoryError> {
+        if !is_smaller {
+            return self.add_packed(sink, blob, (plain, 0));
         }
-        self.add_packed(sink, (place, name), (plain, 0))
+        let packed = std::mem::take(&mut self.scratch);
+        let added = self.add_packed(sink, blob, (&packed, plain.len() as u32));
+        self.scratch = packed;
+        added
     }
 
     /// The same of a blob that is compressed already, with its length before that; 0 if it is not compressed.
@@ -129,7 +144,10 @@ impl Packer {
     }
 
     /// Compresses into the scratch space; whether that made it smaller.
-    fn compress(&mut self, plain: &[u8], effort: &mut Effort) -> Result<bool, RepositoryError> {
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(crate) fn compress(&mut self, plain: &[u8], effort: &mut Effort) -> Result<bool, RepositoryError> {
         let Some(compressors) = self.compressors.as_mut().filter(|_| !plain.is_empty()) else {
             return Ok(false);
         };

@@ -6,6 +6,7 @@
 //! Crash story: see [`super::pack`].
 
 use std::{
+    panic::resume_unwind,
     path::PathBuf,
     sync::{
         Mutex, PoisonError,
@@ -19,6 +20,7 @@ use rustic_core::repofile::BlobType;
 
 use super::{
     Job,
+    blobs::LARGE,
     compress::Effort,
     cores,
     index::{Claim, Place},
@@ -173,17 +175,38 @@ impl Maker {
     }
 
     fn store(&mut self, job: &Job<'_>, json: &[u8]) -> Result<Name, RepositoryError> {
+        if json.len() >= LARGE {
+            return self.store_large(job, json);
+        }
         let name = Name::of(json);
-        let sink = &job.sink;
-        loop {
-            match sink.index.claim(BlobType::Tree, &name) {
-                Claim::Known(_) => return Ok(name),
-                Claim::Mine(place) => {
-                    self.packer.add(sink, (place, name), json, &mut Effort::Quick)?;
-                    return Ok(name);
-                }
-                Claim::Orphan { pack } => orphans::look(sink, pack)?,
-            }
+        if let Some(place) = claim(job, &name)? {
+            self.packer.add(&job.sink, (place, name), json, &mut Effort::Quick)?;
+        }
+        Ok(name)
+    }
+
+    /// A large one is compressed while it gets its name, for nothing if it is known: others may wait for it, and nothing
+    /// else is to be done.
+    fn store_large(&mut self, job: &Job<'_>, json: &[u8]) -> Result<Name, RepositoryError> {
+        let (name, is_smaller) = thread::scope(|scope| {
+            let naming = scope.spawn(|| Name::of(json));
+            let is_smaller = self.packer.compress(json, &mut Effort::Quick);
+            (naming.join().unwrap_or_else(|panic| resume_unwind(panic)), is_smaller)
+        });
+        if let Some(place) = claim(job, &name)? {
+            self.packer.add_compressed(&job.sink, (place, name), json, is_smaller?)?;
+        }
+        Ok(name)
+    }
+}
+
+/// The place of a tree that is to be stored; nothing if there is one already.
+fn claim(job: &Job<'_>, name: &Name) -> Result<Option<Place>, RepositoryError> {
+    loop {
+        match job.sink.index.claim(BlobType::Tree, name) {
+            Claim::Known(_) => return Ok(None),
+            Claim::Mine(place) => return Ok(Some(place)),
+            Claim::Orphan { pack } => orphans::look(&job.sink, pack)?,
         }
     }
 }

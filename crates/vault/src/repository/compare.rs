@@ -105,13 +105,14 @@ impl Comparison<'_> {
         if self.is_as_read(number, tree) {
             return self.take_over(number, share);
         }
-        let plain = match self.blobs.tree(&tree) {
-            Ok(plain) => plain,
+        let stored = match self.blobs.unproven_tree(&tree) {
+            Ok(stored) => stored,
             Err(error) => return self.lost(number, error, share),
         };
-        match StoredNode::parse_tree(&plain) {
-            Ok(nodes) => self.children(number, nodes, share),
-            Err(error) => self.lost(number, no_tree(&tree, &error), share),
+        match stored.read(StoredNode::parse_tree) {
+            Ok(Ok(nodes)) => self.children(number, nodes, share),
+            Ok(Err(error)) => self.lost(number, no_tree(&tree, &error), share),
+            Err(error) => self.lost(number, error, share),
         }
     }
 
@@ -294,6 +295,13 @@ impl Comparison<'_> {
         }
     }
 
+    /// Whether the parts of a file are, one by one, those that were stored of it, and are there with all its bytes.
+    fn is_what_was_stored(&self, place: usize, node: &StoredNode<'_>, size: Bytes) -> bool {
+        let names = node.content.as_deref().unwrap_or_default();
+        let places = self.made.content(place);
+        places.is_some_and(|places| self.blobs.index.are_there(places, names) == Some(size.0))
+    }
+
     fn wrong(&self, place: usize, node: &StoredNode<'_>) -> Option<Problem> {
         let (kind, path) = (self.feed.kind(place)?, || self.feed.path(place).unwrap_or_default());
         let size = self.feed.file_size(place).unwrap_or_default();
@@ -301,6 +309,9 @@ impl Comparison<'_> {
             return Some(Problem::missing(path(), what, "take another backup"));
         }
         if *kind != Kind::File {
+            return None;
+        }
+        if self.is_what_was_stored(place, node, size) {
             return None;
         }
         match content_length(node, self.blobs) {
