@@ -31,6 +31,7 @@ mod node;
 mod orphans;
 mod pack;
 mod parent;
+mod records;
 mod trees;
 mod work;
 mod written;
@@ -70,6 +71,7 @@ pub(crate) use self::{
     index::Standing,
     indexer::IndexContent,
     pack::{parse_header, read_header},
+    records::IndexRecords,
 };
 use crate::repository::{
     backend::Backend,
