@@ -7,12 +7,12 @@
 //! Crash story: pure functions.
 
 pub mod cipher;
-mod digits;
 mod hashes;
 mod roll;
+mod undigits;
 
 pub use self::{
-    digits::from_digits,
     hashes::hashes,
     roll::{Roller, Rolling, WINDOW},
+    undigits::from_digits,
 };

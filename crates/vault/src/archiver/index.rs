@@ -8,6 +8,7 @@
 
 use std::{
     collections::HashMap,
+    hint,
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
@@ -26,6 +27,9 @@ const PENDING: u32 = (1 << 31) - 1;
 const TREE: u32 = 1 << 31;
 
 const EMPTY: u32 = u32::MAX;
+
+/// So many names are looked up together.
+const BATCH: usize = 16;
 
 /// Where a blob is in its pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,25 +213,19 @@ impl Index {
         }
     }
 
-    /// The places of data blobs that an index names; nothing if it does not name all of them.
-    pub(crate) fn locate(&self, names: &[Name]) -> Option<Vec<Place>> {
+    /// The places of data blobs that an index names; nothing if it does not name all of them. And how many bytes they have
+    /// together, if all of them are there.
+    pub(crate) fn locate(&self, names: &[Name]) -> Option<(Vec<Place>, Option<u64>)> {
         let inner = self.inner();
-        names.iter().map(|name| inner.indexed(BlobType::Data, name)).collect()
-    }
-
-    /// The places of data blobs that an index names, and how many bytes they have together; nothing unless it names all of
-    /// them and all of them are there.
-    pub(crate) fn locate_all_there(&self, names: &[Name]) -> Option<(Vec<Place>, u64)> {
-        let inner = self.inner();
-        let (mut places, mut length) = (Vec::with_capacity(names.len()), 0);
-        for name in names {
-            let place = inner.indexed(BlobType::Data, name)?;
-            let entry = inner.entries[place as usize];
-            if !inner.holds(&entry) {
-                return None;
+        let (mut places, mut length) = (Vec::with_capacity(names.len()), Some(0));
+        for batch in names.chunks(BATCH) {
+            inner.fetch(batch.iter());
+            for name in batch {
+                let place = inner.indexed(BlobType::Data, name)?;
+                let entry = &inner.entries[place as usize];
+                length = length.filter(|_| inner.holds(entry)).map(|sum| sum + entry.spot.content_length());
+                places.push(place);
             }
-            places.push(place);
-            length += entry.spot.content_length();
         }
         Some((places, length))
     }
@@ -338,16 +336,27 @@ impl Inner {
         {
             pack.standing = standing;
         }
-        for (tpe, name, spot) in blobs {
-            let tree = if *tpe == BlobType::Tree { TREE } else { 0 };
-            let entry = Entry { name: *name, pack: number | tree, spot: *spot };
-            if let Ok(place) = self.find_or_push(*tpe, entry)
-                && self.holds(&entry)
-                && !self.holds_at(place)
-            {
-                self.entries[place as usize] = entry;
+        for batch in blobs.chunks(BATCH) {
+            self.fetch(batch.iter().map(|(_, name, _)| name));
+            for (tpe, name, spot) in batch {
+                let tree = if *tpe == BlobType::Tree { TREE } else { 0 };
+                let entry = Entry { name: *name, pack: number | tree, spot: *spot };
+                if let Ok(place) = self.find_or_push(*tpe, entry)
+                    && self.holds(&entry)
+                    && !self.holds_at(place)
+                {
+                    self.entries[place as usize] = entry;
+                }
             }
         }
+    }
+
+    /// Brings near what is looked up next: slots lie all over the memory, and the processor fetches several at once if none
+    /// of them has to be waited for.
+    fn fetch<'n>(&self, names: impl Iterator<Item = &'n Name>) {
+        let Some(mask) = self.slots.len().checked_sub(1) else { return };
+        let place = |name: &Name| self.slots[name.spread() as usize & mask];
+        hint::black_box(names.map(place).fold(0, |all, place| all ^ place));
     }
 
     /// The place of a blob, or the slot that it would take.
@@ -434,7 +443,7 @@ mod tests {
         let pack = Name::of(b"pack");
         let places: Vec<_> = (0..5000).map(|n| (n, spot(n * 132))).collect();
         index.settle(pack, 5000 * 132, &places);
-        assert_eq!(index.names(&index.locate(&names).unwrap()), names);
+        assert_eq!(index.names(&index.locate(&names).unwrap().0), names);
         assert_eq!(index.measure(&names), Ok(5000 * 100));
         assert_eq!(index.spot(Data, &names[7]), Some((pack, spot(7 * 132))));
         assert_eq!(index.spot(Tree, &names[7]), None, "data is no tree");

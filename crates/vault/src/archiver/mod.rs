@@ -21,6 +21,7 @@ mod carried;
 mod carry;
 mod chunk;
 mod compress;
+mod found;
 mod index;
 mod indexer;
 mod large;
@@ -49,6 +50,7 @@ use rustic_core::repofile::{BlobType, ConfigFile};
 pub(crate) use self::{
     blobs::{Blobs, no_tree},
     carry::{Carry, Frozen, Older, digest, recorded},
+    found::Stored,
     index::{Index, Lost, Place, Spot},
     layout::{Child, Layout},
     load::{load, packs},
