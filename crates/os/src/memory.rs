@@ -36,11 +36,12 @@ pub fn in_large_pages(room: usize) -> Aligned {
 
 /// Asks for pages of 2 MiB for what a large buffer will have (`MADV_HUGEPAGE`, madvise(2)): a page that is touched for the
 /// first time costs a fault whatever its size. Where the kernel does not give them, all is as before.
-pub fn prefer_large_pages(buffer: &mut Vec<u8>) {
-    let (begin, end) = (buffer.as_mut_ptr() as usize, buffer.as_mut_ptr() as usize + buffer.capacity());
+pub fn prefer_large_pages<T>(buffer: &mut Vec<T>) {
+    let begin = buffer.as_mut_ptr() as usize;
+    let end = begin + buffer.capacity() * size_of::<T>();
     let (first, last) = (begin.next_multiple_of(LARGE_PAGE), end / LARGE_PAGE * LARGE_PAGE);
     if last > first {
-        let at = buffer.as_mut_ptr().wrapping_add(first - begin);
+        let at = buffer.as_mut_ptr().wrapping_byte_add(first - begin);
         // SAFETY: the range lies within the buffer's own memory, and this advice changes no byte of it.
         let _ = unsafe { libc::madvise(at.cast(), last - first, libc::MADV_HUGEPAGE) };
     }

@@ -37,12 +37,7 @@ use os::{
 
 use sha2::{Digest, Sha256};
 
-use super::{
-    index::{Index, Place},
-    large::Large,
-    name::Name,
-    parent::Base,
-};
+use super::{found::Stored, index::Place, large::Large, name::Name, parent::Base};
 use crate::{
     reference::Keeper,
     repository::feed::Feed,
@@ -62,11 +57,11 @@ pub(crate) struct Older {
 
 impl Older {
     /// A file of the reference with what its backup has for it, if that is what was recorded and all of it is there.
-    pub(crate) fn proven(index: &Index, names: &[Name], file: ReferenceFile) -> Option<Self> {
+    pub(crate) fn proven(stored: &Stored, file: ReferenceFile) -> Option<Self> {
         let is_recorded =
-            names.len() as u64 == file.size.0.div_ceil(file.blob.max(1)) && digest(names) == file.content;
-        let (content, length) = if is_recorded { index.locate_all_there(names)? } else { return None };
-        (length == file.size.0).then_some(Self { file, content })
+            stored.count as u64 == file.size.0.div_ceil(file.blob.max(1)) && stored.digest == file.content;
+        let (content, length) = stored.content.as_ref().filter(|_| is_recorded)?;
+        (*length == file.size.0).then(|| Self { file, content: content.clone() })
     }
 }
 

@@ -8,12 +8,14 @@
 
 use std::{
     collections::HashMap,
+    hint,
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
+use os::memory;
 use rustic_core::repofile::BlobType;
 
-use super::name::Name;
+use super::{name::Name, records::IndexRecords};
 
 /// The place of a blob in the index.
 pub(crate) type Place = u32;
@@ -25,6 +27,9 @@ const PENDING: u32 = (1 << 31) - 1;
 const TREE: u32 = 1 << 31;
 
 const EMPTY: u32 = u32::MAX;
+
+/// So many names are looked up together.
+const BATCH: usize = 16;
 
 /// Where a blob is in its pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,26 +146,14 @@ impl Index {
 
     /// Adds a pack with its blobs. What is known already stays where it is, unless that place is lost.
     pub(crate) fn add_pack(&self, name: Name, standing: Standing, blobs: &[(BlobType, Name, Spot)]) {
+        self.inner_mut().add_pack(name, standing, blobs);
+    }
+
+    /// Adds what an index file says. So many blobs are expected in all of them, for which room is made at once.
+    pub(crate) fn add_records(&self, records: &IndexRecords, expected: usize) {
         let mut inner = self.inner_mut();
-        let number = inner.pack_number(name, standing);
-        if standing == Standing::Indexed
-            && let Some(pack) = inner.packs.get_mut(number as usize)
-        {
-            pack.standing = standing;
-        }
-        for (tpe, name, spot) in blobs {
-            let tree = if *tpe == BlobType::Tree { TREE } else { 0 };
-            let entry = Entry { name: *name, pack: number | tree, spot: *spot };
-            match inner.find(*tpe, name) {
-                None => {
-                    inner.push(entry);
-                }
-                Some(place) if inner.holds(&entry) && !inner.holds_at(place) => {
-                    inner.entries[place as usize] = entry;
-                }
-                Some(_) => {}
-            }
-        }
+        inner.make_room(expected);
+        records.packs().for_each(|(name, blobs)| inner.add_pack(name, Standing::Indexed, blobs));
     }
 
     /// Packs on disk that no index names.
@@ -190,8 +183,9 @@ impl Index {
         let tree = if tpe == BlobType::Tree { TREE } else { 0 };
         let pending =
             Entry { name: *name, pack: PENDING | tree, spot: Spot { offset: 0, length: 0, raw: 0 } };
-        let Some(place) = inner.find(tpe, name) else {
-            return Claim::Mine(inner.push(pending));
+        let place = match inner.find_or_push(tpe, pending) {
+            Ok(place) => place,
+            Err(pushed) => return Claim::Mine(pushed),
         };
         let pack = inner.entries[place as usize].pack();
         match inner.packs.get(pack as usize).map(|pack| pack.standing) {
@@ -219,25 +213,19 @@ impl Index {
         }
     }
 
-    /// The places of data blobs that an index names; nothing if it does not name all of them.
-    pub(crate) fn locate(&self, names: &[Name]) -> Option<Vec<Place>> {
+    /// The places of data blobs that an index names; nothing if it does not name all of them. And how many bytes they have
+    /// together, if all of them are there.
+    pub(crate) fn locate(&self, names: &[Name]) -> Option<(Vec<Place>, Option<u64>)> {
         let inner = self.inner();
-        names.iter().map(|name| inner.indexed(BlobType::Data, name)).collect()
-    }
-
-    /// The places of data blobs that an index names, and how many bytes they have together; nothing unless it names all of
-    /// them and all of them are there.
-    pub(crate) fn locate_all_there(&self, names: &[Name]) -> Option<(Vec<Place>, u64)> {
-        let inner = self.inner();
-        let (mut places, mut length) = (Vec::with_capacity(names.len()), 0);
-        for name in names {
-            let place = inner.indexed(BlobType::Data, name)?;
-            let entry = inner.entries[place as usize];
-            if !inner.holds(&entry) {
-                return None;
+        let (mut places, mut length) = (Vec::with_capacity(names.len()), Some(0));
+        for batch in names.chunks(BATCH) {
+            inner.fetch(batch.iter());
+            for name in batch {
+                let place = inner.indexed(BlobType::Data, name)?;
+                let entry = &inner.entries[place as usize];
+                length = length.filter(|_| inner.holds(entry)).map(|sum| sum + entry.spot.content_length());
+                places.push(place);
             }
-            places.push(place);
-            length += entry.spot.content_length();
         }
         Some((places, length))
     }
@@ -353,43 +341,95 @@ impl Inner {
         (pack.standing == Standing::Indexed).then_some(place)
     }
 
-    fn find(&self, tpe: BlobType, name: &Name) -> Option<Place> {
-        let mask = self.slots.len().checked_sub(1)?;
-        let mut slot = name.spread() as usize & mask;
-        while self.slots[slot] != EMPTY {
-            let place = self.slots[slot];
-            if self.entries[place as usize].is(tpe, name) {
-                return Some(place);
-            }
-            slot = (slot + 1) & mask;
+    fn add_pack(&mut self, name: Name, standing: Standing, blobs: &[(BlobType, Name, Spot)]) {
+        let number = self.pack_number(name, standing);
+        if standing == Standing::Indexed
+            && let Some(pack) = self.packs.get_mut(number as usize)
+        {
+            pack.standing = standing;
         }
-        None
+        for batch in blobs.chunks(BATCH) {
+            self.fetch(batch.iter().map(|(_, name, _)| name));
+            for (tpe, name, spot) in batch {
+                let tree = if *tpe == BlobType::Tree { TREE } else { 0 };
+                let entry = Entry { name: *name, pack: number | tree, spot: *spot };
+                if let Ok(place) = self.find_or_push(*tpe, entry)
+                    && self.holds(&entry)
+                    && !self.holds_at(place)
+                {
+                    self.entries[place as usize] = entry;
+                }
+            }
+        }
     }
 
-    fn push(&mut self, entry: Entry) -> Place {
-        if (self.entries.len() + 1) * 4 > self.slots.len() * 3 {
-            self.grow();
+    /// Brings near what is looked up next: slots lie all over the memory, and the processor fetches several at once if none
+    /// of them has to be waited for.
+    fn fetch<'n>(&self, names: impl Iterator<Item = &'n Name>) {
+        let Some(mask) = self.slots.len().checked_sub(1) else { return };
+        let place = |name: &Name| self.slots[name.spread() as usize & mask];
+        hint::black_box(names.map(place).fold(0, |all, place| all ^ place));
+    }
+
+    /// The place of a blob, or the slot that it would take.
+    fn look_up(&self, tpe: BlobType, name: &Name) -> Result<Place, Option<usize>> {
+        let mask = self.slots.len().checked_sub(1).ok_or(None)?;
+        let mut slot = name.spread() as usize & mask;
+        loop {
+            match self.slots[slot] {
+                EMPTY => return Err(Some(slot)),
+                place if self.entries[place as usize].is(tpe, name) => return Ok(place),
+                _ => slot = (slot + 1) & mask,
+            }
         }
+    }
+
+    fn find(&self, tpe: BlobType, name: &Name) -> Option<Place> {
+        self.look_up(tpe, name).ok()
+    }
+
+    /// The place of a blob; or the one that it has from now on.
+    fn find_or_push(&mut self, tpe: BlobType, entry: Entry) -> Result<Place, Place> {
+        let slot = match self.look_up(tpe, &entry.name) {
+            Ok(place) => return Ok(place),
+            Err(slot) => slot,
+        };
         let place = self.entries.len() as Place;
         self.entries.push(entry);
-        self.put(place);
-        place
-    }
-
-    fn put(&mut self, place: Place) {
-        let mask = self.slots.len() - 1;
-        let mut slot = self.entries[place as usize].name.spread() as usize & mask;
-        while self.slots[slot] != EMPTY {
-            slot = (slot + 1) & mask;
+        match slot {
+            Some(slot) if self.entries.len() * 4 <= self.slots.len() * 3 => self.slots[slot] = place,
+            _ => self.spread_over((self.slots.len() * 2).max(1024)),
         }
-        self.slots[slot] = place;
+        Err(place)
     }
 
-    fn grow(&mut self) {
-        let size = (self.slots.len() * 2).max(1024);
+    /// Makes room for so many entries in all.
+    fn make_room(&mut self, count: usize) {
+        let more = count.saturating_sub(self.entries.len());
+        if more > self.entries.capacity() - self.entries.len() {
+            // And for what this run stores.
+            self.entries.reserve(more + more / 8);
+            memory::prefer_large_pages(&mut self.entries);
+        }
+        if count * 4 > self.slots.len() * 3 {
+            self.spread_over((count * 4).div_ceil(3).next_power_of_two());
+        }
+    }
+
+    /// Makes so many slots, a power of two, for the entries.
+    fn spread_over(&mut self, count: usize) {
         self.slots = Vec::new();
-        self.slots.resize(size, EMPTY);
-        (0..self.entries.len()).for_each(|place| self.put(place as Place));
+        self.slots.reserve_exact(count);
+        memory::prefer_large_pages(&mut self.slots);
+        self.slots.resize(count, EMPTY);
+        let mask = count - 1;
+        for (place, entry) in self.entries.iter().enumerate() {
+            let mut slot = entry.name.spread() as usize & mask;
+            while self.slots[slot] != EMPTY {
+                slot = (slot + 1) & mask;
+            }
+            self.slots[slot] = place as Place;
+        }
     }
 }
 
@@ -415,7 +455,7 @@ mod tests {
         let pack = Name::of(b"pack");
         let places: Vec<_> = (0..5000).map(|n| (n, spot(n * 132))).collect();
         index.settle(pack, 5000 * 132, &places);
-        assert_eq!(index.names(&index.locate(&names).unwrap()), names);
+        assert_eq!(index.names(&index.locate(&names).unwrap().0), names);
         assert_eq!(index.measure(&names), Ok(5000 * 100));
         assert_eq!(index.spot(Data, &names[7]), Some((pack, spot(7 * 132))));
         assert_eq!(index.spot(Tree, &names[7]), None, "data is no tree");

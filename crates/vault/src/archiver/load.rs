@@ -20,9 +20,9 @@ use rustic_core::{FileType, Id};
 use super::{
     cores,
     index::{Index, Standing},
-    indexer::IndexContent,
     name::Name,
     pack,
+    records::IndexRecords,
 };
 use crate::repository::{
     backend::Backend,
@@ -43,24 +43,25 @@ pub(crate) fn load(
     index.note_packs(&packs(backend)?);
     let alone = alone()?;
     let files = backend.files(FileType::Index)?;
-    each(&files, |(id, _)| {
-        let content = read_index(backend, key, id)?;
-        for record in &content.packs {
-            index.add_pack(record.id, Standing::Indexed, &record.blobs());
-        }
-        // Marked for deletion by rustic: not to be built on, and no orphan either.
-        content.packs_to_delete.iter().for_each(|pack| index.add_pack(pack.id, Standing::Indexed, &[]));
+    let expected = Expected(files.iter().map(|(_, size)| size).sum());
+    each(&files, Scratch::default, |scratch, (id, size)| {
+        scratch.read(backend, key, id)?;
+        index.add_records(&scratch.records, expected.blobs(scratch.records.len(), *size));
         Ok(())
     })?;
     if alone {
-        each(&index.orphans(), |(name, size)| {
-            match pack::read_header(backend, key, name, *size) {
-                Ok(blobs) => index.add_pack(*name, Standing::Orphan, &blobs),
-                // Of no use to us; `check` names it and `prune` frees it.
-                Err(error) => tracing::warn!("a pack that no index names is of no use: {error}"),
-            }
-            Ok(())
-        })?;
+        each(
+            &index.orphans(),
+            || (),
+            |(), (name, size)| {
+                match pack::read_header(backend, key, name, *size) {
+                    Ok(blobs) => index.add_pack(*name, Standing::Orphan, &blobs),
+                    // Of no use to us; `check` names it and `prune` frees it.
+                    Err(error) => tracing::warn!("a pack that no index names is of no use: {error}"),
+                }
+                Ok(())
+            },
+        )?;
     }
     Ok(index)
 }
@@ -73,23 +74,46 @@ pub(crate) fn packs(backend: &Backend) -> Result<Vec<(Name, u64)>, StorageError>
     Ok(backend.files(FileType::Pack)?.iter().map(|(id, size)| (Name::from_id(id), *size)).collect())
 }
 
-fn read_index(backend: &Backend, key: &SecretKey, id: &Id) -> Result<IndexContent, StorageError> {
-    let path = || backend.path(FileType::Index, id);
-    let sealed = backend.read(FileType::Index, id)?;
-    let damaged = |what: String| StorageError::Damaged { path: path(), what };
-    let plain = key.decrypt_file(&sealed).map_err(|error| damaged(error.to_string()))?;
-    serde_json::from_slice(&plain).map_err(|error| damaged(error.to_string()))
+/// The size of all index files in bytes.
+struct Expected(u64);
+
+impl Expected {
+    /// How many blobs all of them name, if one of this size names so many; not more than a name each would fit into them.
+    fn blobs(&self, named: usize, size: u64) -> usize {
+        let as_many = u128::from(self.0) * named as u128 / u128::from(size.max(1));
+        as_many.min(u128::from(self.0) / size_of::<Name>() as u128) as usize
+    }
 }
 
-/// Does something with each of these, on all cores; ends early at the first error.
-fn each<T: Sync>(
+/// What a thread reads index files into, one after the other.
+#[derive(Default)]
+struct Scratch {
+    sealed: Vec<u8>,
+    unpacked: Vec<u8>,
+    records: IndexRecords,
+}
+
+impl Scratch {
+    fn read(&mut self, backend: &Backend, key: &SecretKey, id: &Id) -> Result<(), StorageError> {
+        let damaged = |what: String| StorageError::Damaged { path: backend.path(FileType::Index, id), what };
+        backend.read_into(FileType::Index, id, &mut self.sealed)?;
+        let plain = key.open_file(&mut self.sealed, &mut self.unpacked);
+        let plain = plain.map_err(|error| damaged(error.to_string()))?;
+        self.records.read(plain).map_err(|error| damaged(error.to_string()))
+    }
+}
+
+/// Does something with each of these, on all cores, each of which has its own scratch; ends early at the first error.
+fn each<T: Sync, S>(
     items: &[T],
-    task: impl Fn(&T) -> Result<(), StorageError> + Sync,
+    scratch: impl Fn() -> S + Sync,
+    task: impl Fn(&mut S, &T) -> Result<(), StorageError> + Sync,
 ) -> Result<(), StorageError> {
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
     let work = || {
+        let mut scratch = scratch();
         while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(error) = task(item) {
+            if let Err(error) = task(&mut scratch, item) {
                 next.store(items.len(), Ordering::Relaxed);
                 failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             }

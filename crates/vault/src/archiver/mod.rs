@@ -21,6 +21,7 @@ mod carried;
 mod carry;
 mod chunk;
 mod compress;
+mod found;
 mod index;
 mod indexer;
 mod large;
@@ -31,6 +32,7 @@ mod node;
 mod orphans;
 mod pack;
 mod parent;
+mod records;
 mod trees;
 mod work;
 mod written;
@@ -48,6 +50,7 @@ use rustic_core::repofile::{BlobType, ConfigFile};
 pub(crate) use self::{
     blobs::{Blobs, no_tree},
     carry::{Carry, Frozen, Older, digest, recorded},
+    found::Stored,
     index::{Index, Lost, Place, Spot},
     layout::{Child, Layout},
     load::{load, packs},
@@ -70,6 +73,7 @@ pub(crate) use self::{
     index::Standing,
     indexer::IndexContent,
     pack::{parse_header, read_header},
+    records::IndexRecords,
 };
 use crate::repository::{
     backend::Backend,

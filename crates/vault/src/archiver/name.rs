@@ -36,6 +36,11 @@ impl Name {
         name
     }
 
+    /// The name that stands as these hexadecimal digits; nothing if one is none.
+    pub(crate) fn from_digits(digits: &[u8; 64]) -> Option<Self> {
+        lanes::from_digits(digits).map(Self)
+    }
+
     /// Its first bytes as a number: evenly spread, for tables.
     pub(crate) fn spread(&self) -> u64 {
         let mut first = [0; 8];
@@ -82,32 +87,10 @@ impl de::Visitor<'_> for Digits {
     }
 
     fn visit_bytes<E: de::Error>(self, text: &[u8]) -> Result<Name, E> {
-        let mut name = Name::default();
-        let (pairs, rest) = text.as_chunks::<2>();
-        if pairs.len() != name.0.len() || !rest.is_empty() {
-            return Err(E::invalid_length(text.len(), &self));
-        }
-        let mut wrong = 0;
-        for (byte, [high, low]) in name.0.iter_mut().zip(pairs) {
-            let (high, low) = (VALUES[usize::from(*high)], VALUES[usize::from(*low)]);
-            wrong |= high | low;
-            *byte = high << 4 | low & 15;
-        }
-        if wrong >= 16 { Err(E::invalid_value(de::Unexpected::Bytes(text), &self)) } else { Ok(name) }
+        let digits: &[u8; 64] = text.try_into().map_err(|_| E::invalid_length(text.len(), &self))?;
+        Name::from_digits(digits).ok_or_else(|| E::invalid_value(de::Unexpected::Bytes(text), &self))
     }
 }
-
-/// What a digit is worth; 255 if it is none. Millions of names are read.
-const VALUES: [u8; 256] = {
-    let mut values = [255; 256];
-    let mut value = 0;
-    while value < 16 {
-        values[b"0123456789abcdef"[value] as usize] = value as u8;
-        values[b"0123456789ABCDEF"[value] as usize] = value as u8;
-        value += 1;
-    }
-    values
-};
 
 #[cfg(test)]
 mod tests {

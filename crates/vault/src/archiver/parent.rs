@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use super::{
     blobs::{Blobs, no_tree},
     cores,
+    found::{Content, Found, MANY, Stored, look_up_all},
     index::Place,
     name::Name,
     node::{StoredKind, StoredNode},
@@ -121,8 +122,8 @@ pub(crate) struct Base {
     pub(crate) known: Arc<Known>,
     /// What they stand for.
     pub(crate) contents: Arc<Contents>,
-    /// The contents of the files that were asked for by path, whatever their stamps are.
-    pub(crate) wanted: Arc<HashMap<PathBuf, Vec<Name>>>,
+    /// What is stored of the files that were asked for by path, whatever their stamps are.
+    pub(crate) wanted: Arc<HashMap<PathBuf, Stored>>,
     /// The directories that were read for this: each stands in its pack as its name says.
     pub(crate) read: Arc<HashSet<Name>>,
 }
@@ -183,7 +184,7 @@ impl Queue {
 struct Share {
     known: Known,
     contents: Contents,
-    wanted: HashMap<PathBuf, Vec<Name>>,
+    wanted: HashMap<PathBuf, Stored>,
     read: HashSet<Name>,
     unreadable: Vec<(PathBuf, RepositoryError)>,
 }
@@ -241,32 +242,52 @@ impl Share {
     ) -> Result<(), RepositoryError> {
         let plain = blobs.tree(tree)?;
         let nodes = StoredNode::parse_tree(&plain).map_err(|error| no_tree(tree, &error))?;
-        let mut path = PathBuf::new();
-        for node in nodes {
+        let (mut path, mut files) = (PathBuf::new(), Vec::new());
+        for node in &nodes {
             // Anew each time: a name that is none must not lead the next ones elsewhere.
             path.clear();
             path.push(dir);
             path.push(node.file_name());
             if let Some(subtree) = node.subtree {
                 found.push((path.clone(), subtree));
-            } else {
-                self.file(blobs, &path, &node, wanted);
+            } else if let Some(file) = StoredFile::of(node, &path, wanted) {
+                if file.content.names.len() < MANY {
+                    self.add(&path, &file, file.content.look_up(blobs.index));
+                } else {
+                    files.push((path.clone(), file));
+                }
             }
+        }
+        let contents: Vec<Content<'_>> = files.iter().map(|(_, file)| file.content).collect();
+        for ((path, file), found) in files.iter().zip(look_up_all(blobs.index, &contents)) {
+            self.add(path, file, found);
         }
         Ok(())
     }
 
-    fn file(&mut self, blobs: Blobs<'_>, path: &Path, node: &StoredNode<'_>, wanted: &HashSet<PathBuf>) {
-        let is_large = node.kind == StoredKind::File && node.size >= LARGE.0;
-        if is_large && wanted.contains(path) {
-            self.wanted.insert(path.to_owned(), node.content.clone().unwrap_or_default());
-        }
-        if let Some(stamp) = node.stamp()
-            && let Some(content) = blobs.index.locate(node.content.as_deref().unwrap_or_default())
-        {
+    fn add(&mut self, path: &Path, file: &StoredFile<'_>, found: Found) {
+        if let (Some(stamp), Some((content, _))) = (file.stamp, &found.places) {
             self.known.insert(path, stamp);
-            self.contents.add(path, &stamp, &content);
+            self.contents.add(path, &stamp, content);
         }
+        if file.content.is_wanted {
+            self.wanted.insert(path.to_owned(), found.into());
+        }
+    }
+}
+
+/// A file that can be carried over, or is wanted.
+struct StoredFile<'n> {
+    stamp: Option<Stamp>,
+    content: Content<'n>,
+}
+
+impl<'n> StoredFile<'n> {
+    fn of(node: &'n StoredNode<'_>, path: &Path, wanted: &HashSet<PathBuf>) -> Option<Self> {
+        let is_large = node.kind == StoredKind::File && node.size >= LARGE.0;
+        let (is_wanted, stamp) = (is_large && wanted.contains(path), node.stamp());
+        let names = node.content.as_deref().unwrap_or_default();
+        (is_wanted || stamp.is_some()).then_some(Self { stamp, content: Content { names, is_wanted } })
     }
 }
 

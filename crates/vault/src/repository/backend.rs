@@ -10,7 +10,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Read as _},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
@@ -137,14 +137,24 @@ impl Backend {
     /// Reads a whole file; one whose name is its hash is compared with it, except packs, which are compared
     /// by whoever reads them whole.
     pub(crate) fn read(&self, tpe: FileType, id: &Id) -> Result<Bytes, StorageError> {
+        let mut bytes = Vec::new();
+        self.read_into(tpe, id, &mut bytes)?;
+        Ok(bytes.into())
+    }
+
+    /// The same, in the place of what was there.
+    pub(crate) fn read_into(&self, tpe: FileType, id: &Id, bytes: &mut Vec<u8>) -> Result<(), StorageError> {
         let path = self.path(tpe, id);
-        let bytes = fs::read(&path).map_err(|source| StorageError::read(&path, source))?;
+        bytes.clear();
+        File::open(&path)
+            .and_then(|mut file| file.read_to_end(bytes))
+            .map_err(|source| StorageError::read(&path, source))?;
         let named_by_hash = matches!(tpe, FileType::Index | FileType::Snapshot | FileType::Key);
-        if named_by_hash && hex::encode(Sha256::digest(&bytes)) != *id.to_hex() {
+        if named_by_hash && hex::encode(Sha256::digest(&*bytes)) != *id.to_hex() {
             let what = format!("its {} bytes do not have the hash that is its name", bytes.len());
             return Err(StorageError::Damaged { path, what });
         }
-        Ok(bytes.into())
+        Ok(())
     }
 
     /// Reads a part of a file.

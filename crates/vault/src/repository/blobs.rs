@@ -223,7 +223,7 @@ impl Blobs {
 
     /// The place of a data blob; nothing if no index names it.
     pub(super) fn locate(&self, name: &Name) -> Option<Place> {
-        self.index.locate(std::slice::from_ref(name))?.pop()
+        self.index.locate(std::slice::from_ref(name))?.0.pop()
     }
 
     /// The name of the blob at a place, and the size of its content as the index has it, in bytes.

@@ -16,7 +16,7 @@ use rustic_core::repofile::SnapshotId;
 
 use super::{error::RepositoryError, gentle::Gentle, open::Repository, snapshot};
 use crate::{
-    archiver::{Archiver, Carry, Frozen, Index, Name, Older, digest},
+    archiver::{Archiver, Carry, Frozen, Older, Stored, digest},
     reference::{self, Keeper, Listed, Referencing},
 };
 
@@ -39,9 +39,9 @@ pub(super) struct Compared {
 
 impl Compared {
     /// The files of a reference that are what the newest backup has.
-    pub(super) fn proven(index: &Index, wanted: &HashMap<PathBuf, Vec<Name>>, reference: Reference) -> Self {
+    pub(super) fn proven(wanted: &HashMap<PathBuf, Stored>, reference: Reference) -> Self {
         let Reference { files, volumes, .. } = reference;
-        let proven = |file: ReferenceFile| Older::proven(index, wanted.get(&file.path)?, file);
+        let proven = |file: ReferenceFile| Older::proven(wanted.get(&file.path)?, file);
         let older: Vec<Older> = files.into_iter().filter_map(proven).collect();
         Self { older, volumes: if wanted.is_empty() { Vec::new() } else { volumes } }
     }

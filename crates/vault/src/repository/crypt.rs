@@ -9,6 +9,7 @@
 use std::io::Read as _;
 
 use lanes::cipher;
+use os::memory;
 use rand::RngCore;
 use rustic_core::repofile::MasterKey;
 use serde::{Deserialize, Serialize};
@@ -99,11 +100,21 @@ impl SecretKey {
     /// Decrypts an unpacked file (lock, index, snapshot): JSON as it is, or the byte 2 and JSON compressed
     /// with zstd (format 2).
     pub(crate) fn decrypt_file(&self, sealed: &[u8]) -> Result<Vec<u8>, Undecryptable> {
-        let plain = self.decrypt(sealed)?;
-        match plain.split_first() {
-            Some((2, packed)) => unpacked(packed).ok_or(Undecryptable),
-            _ => Ok(plain),
-        }
+        let mut plain = Vec::new();
+        Ok(self.open_file(&mut sealed.to_vec(), &mut plain)?.to_vec())
+    }
+
+    /// The same for files that are many and large: it is decrypted where it is, and unpacked into the second buffer if it is
+    /// packed.
+    pub(crate) fn open_file<'b>(
+        &self,
+        sealed: &'b mut [u8],
+        room: &'b mut Vec<u8>,
+    ) -> Result<&'b [u8], Undecryptable> {
+        let plain = self.decrypt_in_place(sealed)?;
+        let Some((2, packed)) = plain.split_first() else { return Ok(plain) };
+        unpack_into(packed, room).ok_or(Undecryptable)?;
+        Ok(room)
     }
 
     /// The JSON that stands encrypted in a key file.
@@ -128,21 +139,24 @@ impl SecretKey {
     }
 }
 
-/// What was packed, if it is not out of all proportion: JSON full of hashes is never packed so small.
-fn unpacked(packed: &[u8]) -> Option<Vec<u8>> {
+/// Unpacks in the place of what was there, if it is not out of all proportion: JSON full of hashes is never packed so small.
+fn unpack_into(packed: &[u8], room: &mut Vec<u8>) -> Option<()> {
     const SMALL: u64 = 16 << 20;
     const RATIO: u64 = 256;
     let most = SMALL.max(packed.len() as u64 * RATIO);
+    room.clear();
     if let Ok(Some(size)) = zstd::zstd_safe::get_frame_content_size(packed)
         && size <= most
-        && let Ok(plain) = zstd::bulk::decompress(packed, size as usize)
     {
-        return Some(plain);
+        room.reserve(size as usize);
+        memory::prefer_large_pages(room);
+        if zstd::bulk::Decompressor::new().ok()?.decompress_to_buffer(packed, room).is_ok() {
+            return (room.len() as u64 <= most).then_some(());
+        }
+        room.clear();
     }
-    let mut plain = Vec::new();
-    let mut decoder = zstd::stream::read::Decoder::new(packed).ok()?.take(most + 1);
-    decoder.read_to_end(&mut plain).ok()?;
-    (plain.len() as u64 <= most).then_some(plain)
+    zstd::stream::read::Decoder::new(packed).ok()?.take(most + 1).read_to_end(room).ok()?;
+    (room.len() as u64 <= most).then_some(())
 }
 
 /// The name of a file with this content: its SHA-256 in hexadecimal digits.

@@ -29,7 +29,7 @@ use super::{
     disk::RealDisk,
     snapshot, tree,
 };
-use crate::archiver::{Index, IndexContent, Name, Spot, Standing, parse_header, read_header};
+use crate::archiver::{Index, IndexContent, IndexRecords, Name, Spot, Standing, parse_header, read_header};
 
 /// Lets a reader read arbitrary bytes, and each sample with up to three changes, and unchanged.
 fn read(samples: &[Vec<u8>], reader: impl Fn(&[u8])) {
@@ -116,15 +116,28 @@ fn index_files() {
     let sample = format!(
         r#"{{"supersedes":[],"packs":[{{"id":"{name}","blobs":[{{"id":"{name}","type":"data","offset":0,"length":77,"uncompressed_length":200}},{{"id":"{name}","type":"tree","offset":77,"length":40,"uncompressed_length":null}}]}}],"packs_to_delete":[{{"id":"{name}","blobs":[],"time":"2026-11-20T03:15:00Z"}}]}}"#
     );
+    let blob =
+        |tpe: &str, rest: &str| format!(r#"{{"id":"{name}","type":"{tpe}","offset":0,"length":77{rest}}}"#);
+    let blobs = [blob("data", ""), blob("tree", r#","uncompressed_length":200"#)].join(",");
+    let usual =
+        format!(r#"{{"packs":[{{"id":"{name}","blobs":[{blobs}]}},{{"id":"{name}","blobs":[{blobs}]}}]}}"#);
+    assert!(IndexRecords::default().read_usual(usual.as_bytes()).is_some());
     assert!(serde_json::from_str::<IndexContent>(&sample).is_ok());
-    read(&[sample.into_bytes()], |bytes| {
-        let Ok(content) = serde_json::from_slice::<IndexContent>(bytes) else { return };
+    read(&[sample.into_bytes(), usual.clone().into_bytes(), usual.into_bytes()], |bytes| {
+        let mut records = IndexRecords::default();
+        let content = match (records.read(bytes), serde_json::from_slice::<IndexContent>(bytes)) {
+            (Ok(()), Ok(content)) => content,
+            (Err(_), Err(_)) => return,
+            (read, other) => panic!("{read:?} {other:?} {}", String::from_utf8_lossy(bytes)),
+        };
+        assert_eq!(records.packs().count(), content.packs.len() + content.packs_to_delete.len());
+        for ((pack, blobs), expected) in records.packs().zip(&content.packs) {
+            assert_eq!((pack, blobs), (expected.id, &*expected.blobs()));
+        }
         let index = Index::default();
-        for pack in &content.packs {
-            index.add_pack(pack.id, Standing::Indexed, &pack.blobs());
-            for (tpe, name, spot) in pack.blobs() {
-                let _ = (index.spot(tpe, &name), index.measure(&[name]), spot.content_length());
-            }
+        index.add_records(&records, records.len());
+        for (tpe, name, spot) in records.packs().flat_map(|(_, blobs)| blobs) {
+            let _ = (index.spot(*tpe, name), index.measure(&[*name]), spot.content_length());
         }
     });
 }

@@ -139,9 +139,7 @@ impl Repository {
                 let wanted: HashSet<PathBuf> = files.map(|file| file.path.clone()).collect();
                 let parent = newest.map(|(id, root)| (id, self.base(&archiver, root, &wanted, &mut notes)));
                 let compared = match (&parent, reference) {
-                    (Some((_, base)), Some(reference)) => {
-                        Compared::proven(&archiver.index, &base.wanted, reference)
-                    }
+                    (Some((_, base)), Some(reference)) => Compared::proven(&base.wanted, reference),
                     _ => Compared::default(),
                 };
                 Ok((archiver, parent, notes, reading, compared))
