@@ -92,6 +92,9 @@ pub fn follow(
         match news {
             News::Continues => {}
             News::Stands { at, hole } => {
+                if hole.is_none() {
+                    none_is_missing(&real, archive.reached(), at)?;
+                }
                 let mut base = |to: &Path| copy_base(&mut capture, to);
                 archive.begin(at, hole, &mut base)?;
                 capture.written()?;
@@ -124,6 +127,18 @@ pub fn follow(
 fn real(path: &Path) -> Result<PathBuf, SqliteError> {
     let missing = |source| SqliteError::Io { path: path.to_owned(), what: "is not there", source };
     resolve(path).map(|resolved| resolved.real).map_err(missing)
+}
+
+/// An epoch may say that it goes on only if the one before ends where its base stands. If it does not, the archive goes on
+/// from where it is, with everything that is missing.
+fn none_is_missing(path: &Path, ended: Option<WalPosition>, at: WalPosition) -> Result<(), SqliteError> {
+    match ended {
+        Some(ended) if !at.is_right_after(&ended) => {
+            let what = format!("a base at frame {} would leave a hole after {}", at.frame, ended.frame);
+            Err(SqliteError::Lost { path: path.to_owned(), what })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn take(

@@ -118,7 +118,7 @@ struct Role {
     lines: Lines,
     /// Everything up to here was told and is in the archive.
     place: WalPosition,
-    /// What the index said before the newest read transaction began.
+    /// What the index said before the newest read transaction began; nothing if it could not be read just then.
     seen: Option<Index>,
     told_at: Instant,
     /// A new epoch was asked for.
@@ -126,6 +126,14 @@ struct Role {
     /// Salts of the log of which it was found that it goes on, until it was first told from. The argument of
     /// [`super`] begins there: another log that begins before it would hide the end of this one.
     judged: Option<(u32, u32)>,
+}
+
+/// What an epoch that is about to begin comes after.
+enum After {
+    Nothing,
+    /// The epoch before, without a hole: whatever was committed up to here has to be told for that one first.
+    Epoch,
+    Hole(HoleCause, String),
 }
 
 /// Salts of the log that goes on, or why something may be missing.
@@ -142,7 +150,7 @@ impl Role {
                 Some(_) => return Err(Stop::Quit),
             }
             if self.anew {
-                self.stand(None, String::new())?;
+                self.stand(After::Epoch)?;
             }
             self.look(path)?;
             self.keep_short()?;
@@ -151,7 +159,7 @@ impl Role {
 
     /// Finds out whether the log goes on from where the archive is.
     fn start(&mut self, resume: Option<WalPosition>) -> Result<(), Stop> {
-        let Some(place) = resume else { return self.stand(None, String::new()) };
+        let Some(place) = resume else { return self.stand(After::Nothing) };
         self.place = place;
         match self.settled(&place)? {
             Ok(salts) => {
@@ -165,7 +173,7 @@ impl Role {
             }
             Err((cause, detail)) => {
                 self.keeper.release_writers()?;
-                self.stand(Some(cause), detail)
+                self.stand(After::Hole(cause, detail))
             }
         }
     }
@@ -216,15 +224,18 @@ impl Role {
     }
 
     /// Makes the newest read transaction one whose place in the log is known, says so, and makes a copy of what it sees.
-    fn stand(&mut self, cause: Option<HoleCause>, detail: String) -> Result<(), Stop> {
-        let captures = cause.is_none() && self.seen.is_some();
+    fn stand(&mut self, after: After) -> Result<(), Stop> {
         self.anew = false;
-        let index = self.exact(captures)?;
+        let index = self.exact(matches!(after, After::Epoch))?;
         self.place = WalPosition {
             generation: 0,
             salts: index.salts,
             frame: index.frames,
             checksum: if index.frames == 0 { (0, 0) } else { index.checksum },
+        };
+        let (cause, detail) = match after {
+            After::Nothing | After::Epoch => (None, String::new()),
+            After::Hole(cause, detail) => (Some(cause), detail),
         };
         say(&Reply::Stands { at: self.place, cause, detail })?;
         let Some(Request::Copy { to }) = self.request(None)? else { return Err(Stop::Quit) };
