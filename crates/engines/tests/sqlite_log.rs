@@ -241,16 +241,21 @@ fn new_base() {
     drop(make(&place.db));
     let archive = place.archive();
     let load = Process::load(&place.db, &place.logs[0], 6, 1000);
-    for _ in 0..3 {
+    for bases in 2..=4 {
         thread::sleep(Duration::from_millis(400));
         fs::write(place.archive.join("new-base"), "").unwrap();
+        let asked = Instant::now();
+        while epochs(&place.archive).len() < bases {
+            assert!(asked.elapsed() < Duration::from_secs(60), "no base: {}", failures(&place.archive));
+            thread::sleep(Duration::from_millis(10));
+        }
     }
     thread::sleep(Duration::from_millis(400));
     drop(load);
     caught_up(&place.archive);
     drop(archive);
     let all = epochs(&place.archive);
-    assert!(all.len() >= 3, "{}", all.len());
+    assert_eq!(all.len(), 4, "{}", failures(&place.archive));
     for pair in all.windows(2) {
         assert_eq!(hole(&pair[1]), "");
         // Where one ends the next begins, exactly.
