@@ -323,6 +323,7 @@ impl Archive for Files {
     fn begin(
         &mut self,
         at: WalPosition,
+        _: Timestamp,
         hole: Option<(HoleCause, String)>,
         base: &mut dyn FnMut(&Path) -> Result<(), Failure>,
     ) -> Result<(), Failure> {

@@ -43,10 +43,11 @@ impl Archive for Torn<'_> {
     fn begin(
         &mut self,
         at: WalPosition,
+        by: Timestamp,
         hole: Option<(HoleCause, String)>,
         base: &mut dyn FnMut(&Path) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        self.files.begin(at, hole, base)
+        self.files.begin(at, by, hole, base)
     }
 
     fn append(&mut self, bytes: &[u8], ends: Option<(WalPosition, Timestamp)>) -> Result<(), Failure> {

@@ -226,7 +226,7 @@ impl Role {
     /// Makes the newest read transaction one whose place in the log is known, says so, and makes a copy of what it sees.
     fn stand(&mut self, after: After) -> Result<(), Stop> {
         self.anew = false;
-        let index = self.exact(matches!(after, After::Epoch))?;
+        let (index, by) = self.exact(matches!(after, After::Epoch))?;
         self.place = WalPosition {
             generation: 0,
             salts: index.salts,
@@ -237,7 +237,7 @@ impl Role {
             After::Nothing | After::Epoch => (None, String::new()),
             After::Hole(cause, detail) => (Some(cause), detail),
         };
-        say(&Reply::Stands { at: self.place, cause, detail })?;
+        say(&Reply::Stands { at: self.place, by, cause, detail })?;
         let Some(Request::Copy { to }) = self.request(None)? else { return Err(Stop::Quit) };
         let copied = reader::copy(self.readers.current(), &to)?;
         say(&copied)?;
@@ -248,8 +248,8 @@ impl Role {
     }
 
     /// Begins a read transaction that sees exactly what the index says; what was committed before it is told first, if
-    /// `captures`.
-    fn exact(&mut self, captures: bool) -> Result<Index, Stop> {
+    /// `captures`. Whatever was committed by the moment that comes with it is in it.
+    fn exact(&mut self, captures: bool) -> Result<(Index, Timestamp), Stop> {
         let mut tries = 0;
         loop {
             tries += 1;
@@ -258,18 +258,19 @@ impl Role {
             }
             let before = self.readers.index();
             if self.readers.begin_next()? {
+                let by = Timestamp::now();
                 let after = self.readers.index();
                 if let (Some(before), Some(after)) = (before, after)
                     && (before.change, before.frames, before.salts)
                         == (after.change, after.frames, after.salts)
                 {
                     if captures {
-                        self.tell_and_wait(&after)?;
+                        self.tell_and_wait(&after, by)?;
                     }
                     self.readers.end_previous()?;
                     self.keeper.release_writers()?;
                     self.seen = Some(before);
-                    return Ok(after);
+                    return Ok((after, by));
                 }
                 self.readers.abandon_next()?;
             }
@@ -305,17 +306,20 @@ impl Role {
         }
         // A commit that comes after this look is the next step's: its read mark may be lower than what we tell now, never
         // higher.
+        let by = Timestamp::now();
         let Some(index) = self.readers.index() else {
             self.readers.abandon_next()?;
             return Ok(());
         };
-        self.tell_and_wait(&index)?;
+        self.tell_and_wait(&index, by)?;
         self.readers.end_previous()?;
         self.seen = before;
         Ok(())
     }
 
-    fn tell_and_wait(&mut self, index: &Index) -> Result<(), Stop> {
+    /// Tells everything up to what the index said. `by` is a moment before it was asked: what was committed between that one
+    /// and now may be missing.
+    fn tell_and_wait(&mut self, index: &Index, by: Timestamp) -> Result<(), Stop> {
         let captured = Timestamp::now();
         if self.judged.take().is_some_and(|salts| salts != index.salts) {
             return Err(Stop::Lost("another log was begun just when it was looked at".into()));
@@ -323,7 +327,7 @@ impl Role {
         if tell(&self.log, &mut self.place, index, captured)? == 0 {
             return Ok(());
         }
-        say(&Reply::Captured { at: captured })?;
+        say(&Reply::Captured { at: by })?;
         self.told_at = Instant::now();
         loop {
             let wait = self.keeper.holds_until().map(|until| until.saturating_duration_since(Instant::now()));
