@@ -4,6 +4,8 @@
 #![allow(clippy::print_stdout, reason = "this is a test runner")]
 
 mod sqlite_log_support;
+#[path = "sqlite_log_support/torn.rs"]
+mod sqlite_log_torn;
 #[path = "sqlite_log_support/written.rs"]
 mod sqlite_log_written;
 mod sqlite_support;
@@ -25,6 +27,7 @@ use sqlite_log_support::{
     Files, Process, at, captured, caught_up, checked, epochs, failures, helper, hole, last, make, noted,
     open, post, role,
 };
+use sqlite_log_torn::Torn;
 use sqlite_log_written::Written;
 use sqlite_support::{Notebook, OfNotebook, freeze, ok, run, source};
 
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         ("a_log_begun_anew_after_all_was_captured_goes_on", begun_anew_without_loss),
         ("a_log_begun_anew_unseen_is_a_hole_and_a_new_base", hole_and_new_base),
         ("a_new_base_is_no_hole", new_base),
+        ("a_new_base_after_an_unreadable_index_is_no_hole", new_base_after_torn_index),
         ("checkpoints_of_the_application_get_through", own_checkpoints),
         ("the_log_stays_short", stays_short),
         ("an_application_that_closes_leaves_the_log", closing),
@@ -237,22 +241,43 @@ fn new_base() {
     drop(make(&place.db));
     let archive = place.archive();
     let load = Process::load(&place.db, &place.logs[0], 6, 1000);
-    for _ in 0..3 {
+    for bases in 2..=4 {
         thread::sleep(Duration::from_millis(400));
         fs::write(place.archive.join("new-base"), "").unwrap();
+        let asked = Instant::now();
+        while epochs(&place.archive).len() < bases {
+            assert!(asked.elapsed() < Duration::from_secs(60), "no base: {}", failures(&place.archive));
+            thread::sleep(Duration::from_millis(10));
+        }
     }
     thread::sleep(Duration::from_millis(400));
     drop(load);
     caught_up(&place.archive);
     drop(archive);
     let all = epochs(&place.archive);
-    assert!(all.len() >= 3, "{}", all.len());
+    assert_eq!(all.len(), 4, "{}", failures(&place.archive));
     for pair in all.windows(2) {
         assert_eq!(hole(&pair[1]), "");
         // Where one ends the next begins, exactly.
         assert_eq!(at(&pair[0], Timestamp::MAX).1, checked(&pair[1].join("base.db")));
     }
     assert_eq!(at(all.last().unwrap(), Timestamp::MAX).1, last(&place.db));
+}
+
+/// What was committed between the last look of the helper and the base belongs to the epoch that ends.
+fn new_base_after_torn_index() {
+    let place = Place::new();
+    let mut db = make(&place.db);
+    post(&mut db, 100, 2);
+    let from = Instant::now();
+    let over = || epochs(&place.archive).len() == 2 || from.elapsed() > Duration::from_secs(30);
+    let mut archive = Torn::new(Files::open(&place.archive), &place.db);
+    follow(&helper(), &place.db, &mut archive, &over).unwrap();
+    let all = epochs(&place.archive);
+    assert_eq!(all.len(), 2);
+    assert_eq!(hole(&all[1]), "");
+    assert_eq!(at(&all[0], Timestamp::MAX).1, checked(&all[1].join("base.db")));
+    assert_eq!(at(&all[1], Timestamp::MAX).1, 10);
 }
 
 fn own_checkpoints() {

@@ -43,6 +43,18 @@ pub struct WalPosition {
     pub checksum: (u32, u32),
 }
 
+impl WalPosition {
+    /// Whether nothing lies between `end`, at which one epoch ends, and this place, at which another begins: it is the same
+    /// one, or in a log that was begun anew and has no frame yet. Each epoch counts generations for itself.
+    #[must_use]
+    pub fn is_right_after(&self, end: &Self) -> bool {
+        if self.salts != end.salts {
+            return self.frame == 0;
+        }
+        self.frame == end.frame && (self.frame == 0 || self.checksum == end.checksum)
+    }
+}
+
 /// A place in a log. Places are ordered within one epoch only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -336,8 +348,24 @@ impl Epoch {
 
 #[cfg(test)]
 mod tests {
-    use super::binlog_order;
+    use super::{WalPosition, binlog_order};
     use crate::server::BinlogPosition;
+
+    #[test]
+    fn an_epoch_goes_on_only_where_the_one_before_ends() {
+        let place = |salts, frame, checksum| WalPosition { generation: 0, salts, frame, checksum };
+        let (one, two) = ((1, 2), (2, 9));
+        let end = WalPosition { generation: 5, ..place(one, 7, (3, 3)) };
+        assert!(place(one, 7, (3, 3)).is_right_after(&end));
+        assert!(place(two, 0, (0, 0)).is_right_after(&end), "a log begun anew, without a frame");
+        for other in
+            [place(one, 16, (4, 4)), place(one, 6, (3, 3)), place(one, 7, (3, 4)), place(two, 1, (3, 3))]
+        {
+            assert!(!other.is_right_after(&end), "{other:?}");
+        }
+        assert!(place(one, 0, (0, 0)).is_right_after(&place(one, 0, (8, 8))), "nothing was ever written");
+        assert!(!place(one, 0, (0, 0)).is_right_after(&end));
+    }
 
     #[test]
     fn binary_logs_are_ordered_by_number() {

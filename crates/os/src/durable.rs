@@ -11,6 +11,8 @@ use std::{
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -109,10 +111,22 @@ pub fn remove_leftovers(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// How long a process may take between its beginning and its becoming another program, on a machine in need.
+const BECOMING: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(10);
+
 /// An exclusive `flock` on a file: it ends when this is dropped or its process ends.
 #[derive(Debug)]
 pub struct FileLock {
     file: File,
+}
+
+impl Drop for FileLock {
+    /// Not by closing alone: what another thread is just starting has a copy of all descriptors until it is another program.
+    fn drop(&mut self) {
+        // If that fails, closing unlocks.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 impl FileLock {
@@ -139,6 +153,22 @@ impl FileLock {
             // Its last holder may have removed the file between our opening and locking it.
             if is_still_at(&file, path)? {
                 return Ok(Some(Self { file }));
+            }
+        }
+    }
+
+    /// The same after a process that is known by its number. If the lock is taken and that process is gone, it was killed
+    /// just when it started another program, which has copies of its descriptors for a moment; that is waited for.
+    ///
+    /// # Errors
+    /// As [`Self::try_exclusive`].
+    pub fn try_exclusive_after(path: &Path, holder: impl Fn() -> Option<u32>) -> io::Result<Option<Self>> {
+        let until = Instant::now() + BECOMING;
+        let is_gone = || holder().is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists());
+        loop {
+            match Self::try_exclusive(path)? {
+                None if Instant::now() < until && is_gone() => thread::sleep(LOOK),
+                locked => return Ok(locked),
             }
         }
     }
@@ -214,7 +244,13 @@ fn parent(path: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io, os::unix::fs::PermissionsExt};
+    use std::{
+        fs, io,
+        os::unix::fs::PermissionsExt,
+        process::{self, Command},
+        thread,
+        time::Duration,
+    };
 
     use super::{FileLock, create_dirs, exchange, remove_leftovers, replace, write_new};
 
@@ -269,8 +305,29 @@ mod tests {
         let path = dir.path().join("lock");
         let first = FileLock::try_exclusive(&path).unwrap().unwrap();
         assert!(FileLock::try_exclusive(&path).unwrap().is_none());
+        // As a process has it that was started, and is not yet another program.
+        let copy = first.file().try_clone().unwrap();
         drop(first);
         assert!(FileLock::try_exclusive(&path).unwrap().is_some());
+        drop(copy);
+    }
+
+    #[test]
+    fn what_a_killed_process_was_starting_holds_its_lock_for_a_moment_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let mut gone = Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        let held = FileLock::try_exclusive(&path).unwrap().unwrap();
+        let after = |pid: Option<u32>| FileLock::try_exclusive_after(&path, move || pid).unwrap();
+        assert!(after(None).is_none() && after(Some(process::id())).is_none());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(50));
+                drop(held);
+            });
+            assert!(after(Some(gone.id())).is_some());
+        });
     }
 
     #[test]

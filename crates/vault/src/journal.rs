@@ -270,8 +270,8 @@ pub fn dead_runs(state_dir: &Path) -> Result<Vec<DeadRun>, JournalError> {
     paths.sort();
     let mut dead = Vec::new();
     for path in paths {
-        let locked = FileLock::try_exclusive(&path).map_err(|e| JournalError::io(&path, "locked", e))?;
-        if let Some(lock) = locked {
+        let locked = FileLock::try_exclusive_after(&path, || process_of(&path));
+        if let Some(lock) = locked.map_err(|e| JournalError::io(&path, "locked", e))? {
             let run = DeadRun::read(LineFile { path, lock, torn: false })?;
             if run.open.is_empty() && run.problems.is_empty() {
                 run.close()?;
@@ -281,6 +281,11 @@ pub fn dead_runs(state_dir: &Path) -> Result<Vec<DeadRun>, JournalError> {
         }
     }
     Ok(dead)
+}
+
+/// A run's name ends with the number of its process.
+fn process_of(journal: &Path) -> Option<u32> {
+    journal.file_stem()?.to_str()?.rsplit_once('-')?.1.parse().ok()
 }
 
 impl DeadRun {

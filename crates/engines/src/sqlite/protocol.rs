@@ -92,6 +92,8 @@ pub(super) enum Reply {
     Stands {
         /// The place.
         at: WalPosition,
+        /// All that was committed by this moment is before it.
+        by: Timestamp,
         /// Why it does not go on; absent if nothing is missing.
         cause: Option<HoleCause>,
         /// The same for people.

@@ -32,6 +32,7 @@ pub fn role() -> Option<ExitCode> {
         }
         "__admin" => admin(&path(1), &path(2), args[3].parse().expect("a seed")),
         "__archive" => archive(&path(1), &path(2)),
+        "__tear" => tear(&path(1)),
         _ => return None,
     }
     Some(ExitCode::SUCCESS)
@@ -57,6 +58,12 @@ impl Process {
 
     pub fn archive(db: &Path, dir: &Path) -> Self {
         Self::start(&["__archive"], &[db, dir], &[])
+    }
+
+    /// Leaves the index torn; returns when that is done.
+    pub fn tear(index: &Path) {
+        let mut tearing = Self::start(&["__tear"], &[index], &[]);
+        assert!(tearing.0.wait().expect("waited").success(), "the index cannot be torn");
     }
 
     pub fn is_running(&mut self) -> bool {
@@ -166,6 +173,18 @@ fn admin(path: &Path, log: &Path, seed: u64) {
             note(&mut log, &format!("checkpoint {what} {busy}"));
         }
     }
+}
+
+/// Leaves the index as a writer does that stops between its two copies of the header: the second is the newer one. Whoever
+/// commits next makes it whole. In a process of its own, since closing `-shm` drops locks.
+fn tear(index: &Path) {
+    // The counter of commits in the second copy.
+    const CHANGE: u64 = 48 + 8;
+    let file = File::options().read(true).write(true).open(index).expect("an index");
+    let mut change = [0; 4];
+    file.read_exact_at(&mut change, CHANGE).expect("read");
+    let next = u32::from_ne_bytes(change).wrapping_add(1);
+    file.write_all_at(&next.to_ne_bytes(), CHANGE).expect("torn");
 }
 
 /// What the writers noted.
@@ -304,6 +323,7 @@ impl Archive for Files {
     fn begin(
         &mut self,
         at: WalPosition,
+        _: Timestamp,
         hole: Option<(HoleCause, String)>,
         base: &mut dyn FnMut(&Path) -> Result<(), Failure>,
     ) -> Result<(), Failure> {

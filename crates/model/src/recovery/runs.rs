@@ -146,7 +146,17 @@ fn continues(run: &Run<'_>, epoch: &Epoch) -> bool {
         (Some(ended), Some(begun)) => begun.includes(&ended).unwrap_or(true),
         _ => true,
     };
-    last.record.epoch == *after && agree
+    last.record.epoch == *after && agree && !skips(run, last, epoch)
+}
+
+/// Whether the epoch begins behind the last segment of the one before, with something in between that nobody has.
+fn skips(run: &Run<'_>, before: &Epoch, epoch: &Epoch) -> bool {
+    let of_it = run.pieces.last().filter(|piece| piece.epoch.record.epoch == before.record.epoch);
+    match (of_it.map(|piece| &piece.segment.to), &epoch.record.from) {
+        (Some(LogPlace::SqliteWal(end)), LogPlace::SqliteWal(from)) => !from.is_right_after(end),
+        // Files of another server are numbered otherwise: there the states tell.
+        _ => false,
+    }
 }
 
 fn beginning(epoch: &Epoch, before: Option<&Run<'_>>) -> Break {

@@ -277,6 +277,35 @@ fn an_epoch_with_its_own_base_needs_no_backup() {
     assert!(found.legs.is_empty() && found.search == Search::End);
 }
 
+/// Earlier versions could leave one that says that it goes on, and begins behind what was captured.
+#[test]
+fn an_epoch_that_begins_behind_the_end_of_the_one_before_is_a_hole() {
+    let wal = |frame| {
+        LogPlace::SqliteWal(crate::logs::WalPosition {
+            generation: 0,
+            salts: (1, 2),
+            frame,
+            checksum: (3, 4),
+        })
+    };
+    let of = |id, beginning, from, end| {
+        let mut epoch = epoch(id, beginning, wal(from));
+        (epoch.record.kind, epoch.record.server, epoch.record.has_base) = (LogKind::SqliteWal, None, true);
+        let times = i64::from(id) * 20;
+        epoch.segments = vec![segment(id, 1, wal(from), wal(end), Some((times + 1, times + 9)))];
+        epoch
+    };
+    let go_on = |from| {
+        let after = Beginning::Continues { after: epoch_id(1) };
+        let both = [of(1, Beginning::First, 0, 10), of(2, after, from, 20)];
+        runs(&both).iter().map(|run| run.before.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(go_on(10).len(), 1);
+    let told = go_on(19);
+    assert_eq!((told.len(), told[1].cause), (2, Some(HoleCause::Damaged)));
+    assert!(told[1].detail.contains("the end of epoch"), "{}", told[1].detail);
+}
+
 #[test]
 fn offsets_in_the_files_of_segments() {
     let bases = [base(1, 1, place(1, 100))];

@@ -39,7 +39,8 @@ impl RunLock {
             Failure::new(FailureKind::Other, what, "run it as the user who owns the partition").because(error)
         };
         create_dirs(&state.join("locks"), 0o700).map_err(failed)?;
-        match FileLock::try_exclusive(&path).map_err(failed)? {
+        let holder = || fs::read_to_string(&path).ok()?.trim().parse().ok();
+        match FileLock::try_exclusive_after(&path, holder).map_err(failed)? {
             Some(lock) => {
                 note_holder(&lock).map_err(failed)?;
                 Ok(Self { _lock: lock })

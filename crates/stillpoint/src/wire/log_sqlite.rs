@@ -230,6 +230,7 @@ impl wal::Archive for SqliteLog<'_> {
     fn begin(
         &mut self,
         at: WalPosition,
+        by: Timestamp,
         hole: Option<(HoleCause, String)>,
         base: &mut dyn FnMut(&Path) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
@@ -263,7 +264,7 @@ impl wal::Archive for SqliteLog<'_> {
             Some(failure) => return Err(failure),
             None => begun?,
         }
-        (self.had_no_space, self.caught_up_at) = (false, Some(now));
+        (self.had_no_space, self.caught_up_at) = (false, Some(by));
         (self.report)(&Report::Begun(record));
         self.write_status(None)
     }

@@ -41,6 +41,8 @@ pub enum News {
     Stands {
         /// A base copied now is the database as it was here.
         at: WalPosition,
+        /// All that was committed by this moment is before it.
+        by: Timestamp,
         /// Why something may be missing before it, if so; for people, what was found.
         hole: Option<(HoleCause, String)>,
     },
@@ -84,8 +86,8 @@ impl Capture {
         Ok(Some(match self.child.next(wait)? {
             None => return Ok(None),
             Some(Reply::Continues) => News::Continues,
-            Some(Reply::Stands { at, cause, detail }) => {
-                News::Stands { at, hole: cause.map(|cause| (cause, detail)) }
+            Some(Reply::Stands { at, by, cause, detail }) => {
+                News::Stands { at, by, hole: cause.map(|cause| (cause, detail)) }
             }
             Some(Reply::Transaction { bytes, to, captured }) => News::Transaction { bytes, to, captured },
             Some(Reply::Captured { at }) => News::Captured(at),

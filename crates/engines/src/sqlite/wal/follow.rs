@@ -30,7 +30,7 @@ pub trait Archive {
     /// The end of what is on disk in the newest epoch; nothing before the first.
     fn reached(&self) -> Option<WalPosition>;
 
-    /// Begins an epoch at this place. `hole` says why something may be missing before it; without, it goes on where the one
+    /// Begins an epoch at this place; all that was committed by the moment `by` is before it. `hole` says why something may be missing before it; without, it goes on where the one
     /// before ended, or is the first. `base` copies the database as it is there to a path that does not exist.
     ///
     /// # Errors
@@ -38,6 +38,7 @@ pub trait Archive {
     fn begin(
         &mut self,
         at: WalPosition,
+        by: Timestamp,
         hole: Option<(HoleCause, String)>,
         base: &mut dyn FnMut(&Path) -> Result<(), Failure>,
     ) -> Result<(), Failure>;
@@ -91,9 +92,12 @@ pub fn follow(
         let is_all = |at: Timestamp| last.is_some_and(|(asked, _)| at >= asked);
         match news {
             News::Continues => {}
-            News::Stands { at, hole } => {
+            News::Stands { at, by, hole } => {
+                if hole.is_none() {
+                    none_is_missing(&real, archive.reached(), at)?;
+                }
                 let mut base = |to: &Path| copy_base(&mut capture, to);
-                archive.begin(at, hole, &mut base)?;
+                archive.begin(at, by, hole, &mut base)?;
                 capture.written()?;
                 asked = false;
             }
@@ -124,6 +128,18 @@ pub fn follow(
 fn real(path: &Path) -> Result<PathBuf, SqliteError> {
     let missing = |source| SqliteError::Io { path: path.to_owned(), what: "is not there", source };
     resolve(path).map(|resolved| resolved.real).map_err(missing)
+}
+
+/// An epoch may say that it goes on only if the one before ends where its base stands. If it does not, the archive goes on
+/// from where it is, with everything that is missing.
+fn none_is_missing(path: &Path, ended: Option<WalPosition>, at: WalPosition) -> Result<(), SqliteError> {
+    match ended {
+        Some(ended) if !at.is_right_after(&ended) => {
+            let what = format!("a base at frame {} would leave a hole after {}", at.frame, ended.frame);
+            Err(SqliteError::Lost { path: path.to_owned(), what })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn take(

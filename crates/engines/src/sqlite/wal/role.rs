@@ -118,7 +118,7 @@ struct Role {
     lines: Lines,
     /// Everything up to here was told and is in the archive.
     place: WalPosition,
-    /// What the index said before the newest read transaction began.
+    /// What the index said before the newest read transaction began; nothing if it could not be read just then.
     seen: Option<Index>,
     told_at: Instant,
     /// A new epoch was asked for.
@@ -126,6 +126,14 @@ struct Role {
     /// Salts of the log of which it was found that it goes on, until it was first told from. The argument of
     /// [`super`] begins there: another log that begins before it would hide the end of this one.
     judged: Option<(u32, u32)>,
+}
+
+/// What an epoch that is about to begin comes after.
+enum After {
+    Nothing,
+    /// The epoch before, without a hole: whatever was committed up to here has to be told for that one first.
+    Epoch,
+    Hole(HoleCause, String),
 }
 
 /// Salts of the log that goes on, or why something may be missing.
@@ -142,7 +150,7 @@ impl Role {
                 Some(_) => return Err(Stop::Quit),
             }
             if self.anew {
-                self.stand(None, String::new())?;
+                self.stand(After::Epoch)?;
             }
             self.look(path)?;
             self.keep_short()?;
@@ -151,7 +159,7 @@ impl Role {
 
     /// Finds out whether the log goes on from where the archive is.
     fn start(&mut self, resume: Option<WalPosition>) -> Result<(), Stop> {
-        let Some(place) = resume else { return self.stand(None, String::new()) };
+        let Some(place) = resume else { return self.stand(After::Nothing) };
         self.place = place;
         match self.settled(&place)? {
             Ok(salts) => {
@@ -165,7 +173,7 @@ impl Role {
             }
             Err((cause, detail)) => {
                 self.keeper.release_writers()?;
-                self.stand(Some(cause), detail)
+                self.stand(After::Hole(cause, detail))
             }
         }
     }
@@ -216,17 +224,20 @@ impl Role {
     }
 
     /// Makes the newest read transaction one whose place in the log is known, says so, and makes a copy of what it sees.
-    fn stand(&mut self, cause: Option<HoleCause>, detail: String) -> Result<(), Stop> {
-        let captures = cause.is_none() && self.seen.is_some();
+    fn stand(&mut self, after: After) -> Result<(), Stop> {
         self.anew = false;
-        let index = self.exact(captures)?;
+        let (index, by) = self.exact(matches!(after, After::Epoch))?;
         self.place = WalPosition {
             generation: 0,
             salts: index.salts,
             frame: index.frames,
             checksum: if index.frames == 0 { (0, 0) } else { index.checksum },
         };
-        say(&Reply::Stands { at: self.place, cause, detail })?;
+        let (cause, detail) = match after {
+            After::Nothing | After::Epoch => (None, String::new()),
+            After::Hole(cause, detail) => (Some(cause), detail),
+        };
+        say(&Reply::Stands { at: self.place, by, cause, detail })?;
         let Some(Request::Copy { to }) = self.request(None)? else { return Err(Stop::Quit) };
         let copied = reader::copy(self.readers.current(), &to)?;
         say(&copied)?;
@@ -237,8 +248,8 @@ impl Role {
     }
 
     /// Begins a read transaction that sees exactly what the index says; what was committed before it is told first, if
-    /// `captures`.
-    fn exact(&mut self, captures: bool) -> Result<Index, Stop> {
+    /// `captures`. Whatever was committed by the moment that comes with it is in it.
+    fn exact(&mut self, captures: bool) -> Result<(Index, Timestamp), Stop> {
         let mut tries = 0;
         loop {
             tries += 1;
@@ -247,18 +258,19 @@ impl Role {
             }
             let before = self.readers.index();
             if self.readers.begin_next()? {
+                let by = Timestamp::now();
                 let after = self.readers.index();
                 if let (Some(before), Some(after)) = (before, after)
                     && (before.change, before.frames, before.salts)
                         == (after.change, after.frames, after.salts)
                 {
                     if captures {
-                        self.tell_and_wait(&after)?;
+                        self.tell_and_wait(&after, by)?;
                     }
                     self.readers.end_previous()?;
                     self.keeper.release_writers()?;
                     self.seen = Some(before);
-                    return Ok(after);
+                    return Ok((after, by));
                 }
                 self.readers.abandon_next()?;
             }
@@ -294,17 +306,20 @@ impl Role {
         }
         // A commit that comes after this look is the next step's: its read mark may be lower than what we tell now, never
         // higher.
+        let by = Timestamp::now();
         let Some(index) = self.readers.index() else {
             self.readers.abandon_next()?;
             return Ok(());
         };
-        self.tell_and_wait(&index)?;
+        self.tell_and_wait(&index, by)?;
         self.readers.end_previous()?;
         self.seen = before;
         Ok(())
     }
 
-    fn tell_and_wait(&mut self, index: &Index) -> Result<(), Stop> {
+    /// Tells everything up to what the index said. `by` is a moment before it was asked: what was committed between that one
+    /// and now may be missing.
+    fn tell_and_wait(&mut self, index: &Index, by: Timestamp) -> Result<(), Stop> {
         let captured = Timestamp::now();
         if self.judged.take().is_some_and(|salts| salts != index.salts) {
             return Err(Stop::Lost("another log was begun just when it was looked at".into()));
@@ -312,7 +327,7 @@ impl Role {
         if tell(&self.log, &mut self.place, index, captured)? == 0 {
             return Ok(());
         }
-        say(&Reply::Captured { at: captured })?;
+        say(&Reply::Captured { at: by })?;
         self.told_at = Instant::now();
         loop {
             let wait = self.keeper.holds_until().map(|until| until.saturating_duration_since(Instant::now()));
