@@ -78,8 +78,10 @@ fn a_killed_backup_holds_nobody_and_loses_nothing() {
 #[test]
 fn a_backup_killed_while_it_holds_the_writers_lets_them_go() {
     let (site, load, _) = prepared();
-    let mut met = 0;
-    for _ in 0..count("STILLPOINT_HELD_KILLS", 10) {
+    let (mut met, mut round, rounds) = (0, 0, count("STILLPOINT_HELD_KILLS", 10));
+    // On a busy machine they may have been let go before that is seen.
+    while round < rounds || (met == 0 && round < 10 * rounds) {
+        round += 1;
         let mut run = start(site.command(["backup"]));
         while load.held().is_empty() && run.try_wait().expect("a child").is_none() {}
         met += u32::from(run.try_wait().expect("a child").is_none());
@@ -109,15 +111,24 @@ fn watchdog_of(run: u32) -> Option<u32> {
 fn thaw_mends_what_program_and_watchdog_left_when_both_were_killed() {
     let (site, load, seed) = prepared();
     let mut random = StdRng::seed_from_u64(seed ^ 0xdead);
-    let length = one_backup(&site);
-    let mut both = 0;
-    for round in 0..count("STILLPOINT_DOUBLE_KILLS", 3) {
+    let mut length = one_backup(&site);
+    let (mut both, mut round, kills) = (0, 0, count("STILLPOINT_DOUBLE_KILLS", 3));
+    while both < kills {
+        assert!(
+            round < 10 * kills,
+            "the watchdog was found {both} times of {round}: this test proves little"
+        );
+        round += 1;
         let before = site.backups();
         let mut run = start(site.command(["backup"]));
-        thread::sleep(length.mul_f64(random.random_range(0.05..0.9)));
+        let moment = length.mul_f64(random.random_range(0.05..0.9));
+        thread::sleep(moment);
         if let Some(watchdog) = watchdog_of(run.id()) {
             kill(watchdog);
             both += 1;
+        } else if run.try_wait().expect("a child").is_some() {
+            // The machine has become faster than it was when this was measured.
+            length = length.min(moment);
         }
         if run.try_wait().expect("a child").is_none() {
             kill(run.id());
@@ -134,6 +145,5 @@ fn thaw_mends_what_program_and_watchdog_left_when_both_were_killed() {
         site.restic(["check", "--read-data"]).expect_status(0);
         assert_eq!(site.backups()[..before.len()], before[..], "round {round}");
     }
-    assert!(both > 0, "no watchdog was ever found: this test proves nothing");
     site.run(["backup"]).expect_status(0);
 }

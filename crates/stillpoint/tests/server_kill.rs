@@ -61,9 +61,10 @@ fn kills(kind: Kind, kills: u64) {
     let clients = site.clients();
     site.backup().expect_verdict("consistent");
     let whole = site.backup();
-    let length = whole.ended - whole.begun;
-    let (mut met, mut worst) = (0, Duration::ZERO);
-    for round in 0..kills {
+    let mut length = whole.ended - whole.begun;
+    let (mut met, mut worst, mut round) = (0, Duration::ZERO, 0);
+    while met < kills {
+        assert!(round < 5 * kills, "only {met} of {round} kills met the program: this test proves little");
         let begun = Instant::now();
         let mut run = start(site.site.command(["backup"]));
         let moment = length.mul_f64(random.random_range(0.0..1.0));
@@ -71,6 +72,9 @@ fn kills(kind: Kind, kills: u64) {
         if run.try_wait().expect("a child").is_none() {
             kill(run.id());
             met += 1;
+        } else {
+            // The machine has become faster than it was when this was measured.
+            length = length.min(moment);
         }
         run.wait().expect("a child");
         let what = format!("round {round}, killed after {moment:?}");
@@ -81,9 +85,9 @@ fn kills(kind: Kind, kills: u64) {
             site.backup().expect_verdict("consistent");
             site.assert_left_as_it_was();
         }
+        round += 1;
     }
-    println!("{kind:?}: {met} of {kills} kills met the program; the longest transaction took {worst:?}");
-    assert!(met * 2 > kills, "most kills came too late: this test proves little");
+    println!("{kind:?}: {met} of {round} kills met the program; the longest transaction took {worst:?}");
     site.backup().expect_verdict("consistent");
     site.assert_left_as_it_was();
     site.assert_whole(&site.restore());
@@ -140,8 +144,10 @@ fn kill_if_there(pid: u32) -> bool {
 
 /// The server's process is traced and stopped when the program is killed.
 fn kill_while_held(site: &ServerSite, clients: &[Latency]) {
-    let mut met = 0;
-    for _ in 0..5 {
+    let (mut met, mut round) = (0, 0);
+    // On a busy machine it may have been let go before that is seen.
+    while round < 5 || (met == 0 && round < 50) {
+        round += 1;
         let begun = Instant::now();
         let mut run = start(site.site.command(["backup"]));
         let held = || state(site.server.pid()).is_some_and(|state| matches!(state, 't' | 'T'));

@@ -15,7 +15,11 @@ use std::{
 };
 
 use common::{Place, at, back_up, carried, manifest, noise, ok, store};
-use model::port::{Shelf, Silent, Store};
+use model::{
+    pace::Pace,
+    port::{Shelf, Silent, Store},
+    size::Bytes,
+};
 use proptest::{
     prelude::{Just, Strategy, any, prop_oneof},
     test_runner::{Config, TestRunner},
@@ -245,6 +249,8 @@ fn child_of_the_kill_test() {
     let opening = vault::repository::Opening { dir: dir.into(), password };
     let journal = std::sync::Arc::new(common::Memory::default());
     let mut repository = vault::repository::Repository::open(&opening, journal).unwrap();
+    // Storing all of it takes three seconds on any machine, so there is time to be killed.
+    repository.go_at(Pace { read_limit: Some(Bytes(30 << 20)), ..Pace::default() });
     back_up(&mut repository, &Path::new(dir).with_file_name("scratch"), 1);
 }
 
