@@ -35,7 +35,9 @@ pub fn in_large_pages(room: usize) -> Aligned {
 }
 
 /// Asks for pages of 2 MiB for what a large buffer will have (`MADV_HUGEPAGE`, madvise(2)): a page that is touched for the
-/// first time costs a fault whatever its size. Where the kernel does not give them, all is as before.
+/// first time costs a fault whatever its size. Where the kernel does not give them, all is as before. For tables that are looked
+/// into at random; not for what is filled and read once: in a virtual machine large pages are those that the host has taken
+/// back, and touching one costs more than the small ones that were just freed.
 pub fn prefer_large_pages<T>(buffer: &mut Vec<T>) {
     let begin = buffer.as_mut_ptr() as usize;
     let end = begin + buffer.capacity() * size_of::<T>();

@@ -9,7 +9,6 @@ use std::{
     thread,
 };
 
-use os::memory;
 use rustic_core::{FileType, repofile::BlobType};
 
 use super::{index::Index, name::Name};
@@ -105,7 +104,6 @@ impl Blobs<'_> {
 /// Decompresses what has so many bytes.
 fn unpacked(packed: &[u8], raw: usize) -> io::Result<Vec<u8>> {
     let mut plain = Vec::with_capacity(raw);
-    memory::prefer_large_pages(&mut plain);
     zstd::bulk::Decompressor::new()?.decompress_to_buffer(packed, &mut plain)?;
     Ok(plain)
 }

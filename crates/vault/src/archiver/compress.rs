@@ -20,9 +20,10 @@ const QUICK: i32 = 1;
 /// What gains by it is compressed with zstd's own default instead, as restic does all.
 const THOROUGH: i32 = 3;
 
-/// So many blobs go by what those showed that were compressed in both ways; at first fewer.
+/// So many blobs go by what those showed that were compressed in both ways; at first fewer. Of a file that changed in a few
+/// places none is tried.
 const UNTRIED: usize = 64;
-const UNTRIED_AT_FIRST: usize = 4;
+const UNTRIED_AT_FIRST: usize = 8;
 
 /// Before any blob was tried, so many bytes are taken to be the same in both ways: the first page of a file and the last ones of
 /// an index gain much and are like no others.
@@ -72,7 +73,7 @@ pub(crate) struct Judge {
 impl Default for Judge {
     fn default() -> Self {
         let (as_pages, thorough) = (TAKEN_FOR_GRANTED, TAKEN_FOR_GRANTED);
-        Self { as_pages, thorough, untried: 0, next: UNTRIED_AT_FIRST }
+        Self { as_pages, thorough, untried: UNTRIED_AT_FIRST, next: 2 * UNTRIED_AT_FIRST }
     }
 }
 
@@ -239,19 +240,19 @@ mod tests {
     fn what_gains_is_compressed_harder_and_what_does_not_is_not() {
         let ours = Levels::of(0);
         let judged = Effort::Judged(Judge::default());
-        let texts: Vec<_> = (0..100).map(words).collect();
+        let texts: Vec<_> = (0..400).map(words).collect();
         let (quick, thorough) = (all(ours, Effort::Quick, &texts), all(ours, Effort::Thorough, &texts));
         assert!(thorough * 100 < quick * 97, "these texts gain: {thorough} of {quick}");
         let found = all(ours, judged, &texts);
         assert!((found - thorough) * 3 < quick - thorough, "{found}, not {thorough} to {quick}");
         let mut judge = Effort::Judged(Judge::default());
         let (mut compressors, mut packed) = (Compressors::new(ours).unwrap(), Vec::new());
-        for blob in (0..10).map(noise) {
+        for blob in (0..20).map(noise) {
             compressors.compress(&mut judge, &blob, &mut packed).unwrap();
         }
         assert!(matches!(judge, Effort::Judged(judge) if !judge.is_worth_it()), "{judge:?}");
         // One that is like no others says nothing of them.
-        let mut judge = Effort::Judged(Judge::default());
+        let mut judge = Effort::Judged(Judge { untried: 0, ..Judge::default() });
         compressors.compress(&mut judge, &texts[0], &mut packed).unwrap();
         assert!(matches!(judge, Effort::Judged(judge) if !judge.is_worth_it()), "{judge:?}");
         // A file that turns into texts is found out after some tries.

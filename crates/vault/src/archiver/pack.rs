@@ -7,7 +7,6 @@
 //! Crash story: a pack is written whole and durable ([`Backend::put`]) before it is told to the index
 //! writer. A stop before that leaves at most a complete pack that no index names; the next run reuses it.
 
-use os::memory;
 use rustic_core::{FileType, repofile::BlobType};
 
 use super::{
@@ -122,7 +121,6 @@ impl Packer {
         }
         if self.bytes.capacity() == 0 {
             self.bytes.reserve_exact(self.limit.max(length) + 4096);
-            memory::prefer_large_pages(&mut self.bytes);
         }
         let offset = self.bytes.len() as u32;
         sink.key.seal_into(content, &mut self.bytes).map_err(|_| unsealable())?;

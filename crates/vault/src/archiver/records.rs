@@ -6,7 +6,6 @@
 //!
 //! Crash story: memory only.
 
-use os::memory;
 use rustic_core::repofile::BlobType;
 
 use super::{
@@ -35,7 +34,6 @@ impl IndexRecords {
     pub(crate) fn read(&mut self, json: &[u8]) -> Result<(), serde_json::Error> {
         self.clear();
         self.blobs.reserve(json.len() / LEAST);
-        memory::prefer_large_pages(&mut self.blobs);
         if self.read_usual(json).is_some() {
             return Ok(());
         }

@@ -9,7 +9,6 @@
 use std::io::Read as _;
 
 use lanes::cipher;
-use os::memory;
 use rand::RngCore;
 use rustic_core::repofile::MasterKey;
 use serde::{Deserialize, Serialize};
@@ -149,7 +148,6 @@ fn unpack_into(packed: &[u8], room: &mut Vec<u8>) -> Option<()> {
         && size <= most
     {
         room.reserve(size as usize);
-        memory::prefer_large_pages(room);
         if zstd::bulk::Decompressor::new().ok()?.decompress_to_buffer(packed, room).is_ok() {
             return (room.len() as u64 <= most).then_some(());
         }
