@@ -171,7 +171,7 @@ mod tests {
     fn content(packs: u32) -> IndexContent {
         let pack = |pack: u32| {
             let blobs = (0..=pack % 3).map(|n| {
-                let tpe = if (pack + n) % 2 == 0 { BlobType::Data } else { BlobType::Tree };
+                let tpe = if (pack + n).is_multiple_of(2) { BlobType::Data } else { BlobType::Tree };
                 let raw = [0, 1, u32::MAX][n as usize];
                 let spot = Spot { offset: pack * 99_991, length: u32::MAX - pack, raw };
                 (tpe, Name::of(&[pack.to_le_bytes(), n.to_le_bytes()].concat()), spot)
