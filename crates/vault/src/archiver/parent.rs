@@ -240,8 +240,8 @@ impl Share {
         wanted: &HashSet<PathBuf>,
         found: &mut Vec<(PathBuf, Name)>,
     ) -> Result<(), RepositoryError> {
-        let plain = blobs.tree(tree)?;
-        let nodes = StoredNode::parse_tree(&plain).map_err(|error| no_tree(tree, &error))?;
+        let stored = blobs.unproven_tree(tree)?;
+        let nodes = stored.read(StoredNode::parse_tree)?.map_err(|error| no_tree(tree, &error))?;
         let (mut path, mut files) = (PathBuf::new(), Vec::new());
         for node in &nodes {
             // Anew each time: a name that is none must not lead the next ones elsewhere.
