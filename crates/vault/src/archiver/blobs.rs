@@ -66,17 +66,8 @@ fn damaged(pack: &Path, tpe: BlobType, name: &Name, what: &str) -> StorageError 
 }
 
 impl Blobs<'_> {
-    /// A stored directory, to be read by [`super::node::StoredNode::parse_tree`].
-    ///
-    /// # Errors
-    /// If it is in no index, or what is in its pack is not it.
-    pub(crate) fn tree(&self, name: &Name) -> Result<Vec<u8>, RepositoryError> {
-        let unproven = self.unproven_tree(name)?;
-        unproven.read(|_| ())?;
-        Ok(unproven.plain)
-    }
-
-    /// The same, still to be proven. Its encryption says already that somebody with the key wrote it.
+    /// A stored directory, to be read by [`super::node::StoredNode::parse_tree`], and still to be proven. Its encryption says
+    /// already that somebody with the key wrote it.
     ///
     /// # Errors
     /// If it is in no index, or what is in its pack cannot be read.
