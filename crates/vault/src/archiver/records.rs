@@ -1,8 +1,8 @@
 //! What an index file says, as flat lists.
 //!
-//! Index files of restic and of ours have one shape, without spaces and with the fields in one order: a reader for just that
-//! takes a tenth of the time that one for any JSON takes. At the first byte that is otherwise it gives up, and serde reads
-//! the whole file.
+//! Index files of restic and of ours have one shape, without spaces and with the fields in one order, and a repository of a
+//! terabyte of pages has gigabytes of them: a reader for just that makes no values in between. At the first byte that is
+//! otherwise it gives up, and serde reads the whole file.
 //!
 //! Crash story: memory only.
 
