@@ -30,8 +30,9 @@ pub trait Archive {
     /// The end of what is on disk in the newest epoch; nothing before the first.
     fn reached(&self) -> Option<WalPosition>;
 
-    /// Begins an epoch at this place; all that was committed by the moment `by` is before it. `hole` says why something may be missing before it; without, it goes on where the one
-    /// before ended, or is the first. `base` copies the database as it is there to a path that does not exist.
+    /// Begins an epoch at this place; all that was committed by the moment `by` is before it. `hole` says why something may be
+    /// missing before it; without, it goes on where the one before ended, or is the first. `base` copies the database as it is
+    /// there to a path that does not exist.
     ///
     /// # Errors
     /// If it cannot be written.
