@@ -21,7 +21,7 @@ use std::{
     ops::Range,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use model::{
@@ -37,7 +37,13 @@ use os::{
 
 use sha2::{Digest, Sha256};
 
-use super::{found::Stored, index::Place, large::Large, name::Name, parent::Base};
+use super::{
+    found::Stored,
+    index::{Index, Place},
+    large::Large,
+    name::Name,
+    parent::Base,
+};
 use crate::{
     reference::Keeper,
     repository::feed::Feed,
@@ -99,7 +105,16 @@ pub(crate) struct Frozen {
     /// The digest of its map, if it lies in a directory.
     pub(crate) map: Option<String>,
     /// What was stored of it.
-    pub(crate) content: Vec<Place>,
+    content: Vec<Place>,
+    /// The digest of that, once somebody asked.
+    digest: OnceLock<String>,
+}
+
+impl Frozen {
+    /// The digest of what was stored of it.
+    pub(crate) fn digest(&self, index: &Index) -> String {
+        self.digest.get_or_init(|| digest(&index.names(&self.content))).clone()
+    }
 }
 
 /// What a backup knows of the one before, and learns for the one after.
@@ -271,7 +286,8 @@ impl Carry {
             found.problems.extend(alarm(&entry.path, &compared.wrong(content), blob));
         }
         let (path, content) = (entry.path.clone(), content.to_vec());
-        found.frozen.push(Frozen { path, copy, home, stamp, blob, map, content });
+        let digest = OnceLock::new();
+        found.frozen.push(Frozen { path, copy, home, stamp, blob, map, content, digest });
     }
 
     /// The older copies of files that were carried over by their stamps still are their frozen copies.
@@ -294,7 +310,8 @@ impl Carry {
     fn carry_on(&self, older: &Older) {
         let (stamp, home, content) = (recorded(&older.file), home(&older.file), older.content.clone());
         let ReferenceFile { path, copy, blob, map, .. } = older.file.clone();
-        self.found().frozen.push(Frozen { path, copy, home, stamp, blob, map, content });
+        let digest = OnceLock::new();
+        self.found().frozen.push(Frozen { path, copy, home, stamp, blob, map, content, digest });
     }
 
     /// What was found wrong or worth knowing, once.
@@ -303,6 +320,13 @@ impl Carry {
         let doubts = std::mem::take(&mut found.doubts);
         let problems = std::mem::take(&mut found.problems).into_iter();
         problems.chain(doubts.into_iter().filter_map(|(why, paths)| doubt(&why, paths))).collect()
+    }
+
+    /// Makes the digests that will be asked for: there is a moment for it while others wait for the disk.
+    pub(crate) fn make_digests(&self, index: &Index) {
+        for frozen in &self.found().frozen {
+            frozen.digest(index);
+        }
     }
 
     /// What can be kept, and where.

@@ -14,6 +14,8 @@ use zstd::{
     zstd_safe::{self, CParameter, ParamSwitch},
 };
 
+use super::cores;
+
 /// The level of a repository that names none: higher ones cost more than they save on most databases.
 const QUICK: i32 = 1;
 
@@ -106,6 +108,7 @@ pub(crate) struct Compressors {
     /// These are made when they are first needed.
     pages: Option<Compressor<'static>>,
     thorough: Option<Compressor<'static>>,
+    by_all: Option<Compressor<'static>>,
     spare: Vec<u8>,
 }
 
@@ -120,6 +123,7 @@ impl Compressors {
             quick: Compressor::new(levels.quick)?,
             pages: None,
             thorough: None,
+            by_all: None,
             spare: Vec::new(),
         })
     }
@@ -150,6 +154,18 @@ impl Compressors {
                 }
             }
         }
+    }
+
+    /// The same at the quick level by all cores, into one frame as any other: for what is so large that others wait for it.
+    ///
+    /// # Errors
+    /// If there is no memory for it, or no thread.
+    pub(crate) fn compress_by_all(&mut self, plain: &[u8], packed: &mut Vec<u8>) -> io::Result<()> {
+        let by_all = match &mut self.by_all {
+            Some(compressor) => compressor,
+            none => none.insert(compressor_by_all(self.levels.quick)?),
+        };
+        squeeze(by_all, plain, packed)
     }
 
     /// The smaller one is kept.
@@ -190,6 +206,13 @@ fn compressor_for_pages(level: i32) -> io::Result<Compressor<'static>> {
     compressor.set_parameter(CParameter::HashLog(12))?;
     compressor.set_parameter(CParameter::TargetLength(2))?;
     compressor.set_parameter(CParameter::LiteralCompressionMode(ParamSwitch::Enable))?;
+    Ok(compressor)
+}
+
+/// One that divides its work among as many threads as there are cores.
+fn compressor_by_all(level: i32) -> io::Result<Compressor<'static>> {
+    let mut compressor = Compressor::new(level)?;
+    compressor.set_parameter(CParameter::NbWorkers(u32::try_from(cores()).unwrap_or(1)))?;
     Ok(compressor)
 }
 

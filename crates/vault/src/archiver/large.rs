@@ -110,6 +110,11 @@ impl Large {
         }
     }
 
+    /// Whether only what changed since the backup before is read.
+    pub(crate) fn is_carried_over(&self) -> bool {
+        self.chunks().is_some()
+    }
+
     /// The pinned copy that it is read from, if it is.
     pub(crate) fn pinned(&self) -> Option<&File> {
         self.source.pinned()

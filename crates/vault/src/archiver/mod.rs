@@ -185,7 +185,7 @@ impl Archiver {
         Ok(Base { known: known.into(), contents: contents.into(), ..Base::default() })
     }
 
-    /// Stores a feed; everything is on disk and in the index when this returns.
+    /// Stores a feed; all packs are on disk when this returns, and [`Self::list`] writes the rest of the index.
     ///
     /// # Errors
     /// If the repository cannot be written, or somebody asked to stop.
@@ -203,8 +203,15 @@ impl Archiver {
             let names = trees::store(&job, &layout, &fresh);
             written.join().unwrap_or_else(|panic| resume_unwind(panic)).and(names)
         })?;
-        self.indexer.finish(&job.sink)?;
         Ok(Made { job, layout, fresh, names })
+    }
+
+    /// Writes the rest of the index: what was stored may be named by a snapshot once this has returned.
+    ///
+    /// # Errors
+    /// If the repository cannot be written.
+    pub(crate) fn list(&self, made: &Made<'_>) -> Result<(), RepositoryError> {
+        self.indexer.finish(&made.job.sink)
     }
 
     fn job<'a>(&'a self, pass: Pass<'a>) -> Job<'a> {
@@ -235,9 +242,11 @@ impl Job<'_> {
     fn run(&self, mut take: impl FnMut(usize, &[Place])) -> Result<Vec<Sealed>, RepositoryError> {
         let board = Board::new();
         let (taken, left) = thread::scope(|scope| {
+            let all = 2 * cores();
+            let board = &board;
             let workers: Vec<_> =
-                (0..2 * cores()).map(|_| scope.spawn(|| work::work(self, &board))).collect();
-            let taken = self.take_all(&board, &mut take);
+                (0..all).map(|number| scope.spawn(move || work::work(self, board, (number, all)))).collect();
+            let taken = self.take_all(board, &mut take);
             if let Err(error) = &taken {
                 tracing::debug!("the archiver gives up: {error}");
                 board.fail(RepositoryError::Damaged { what: "the archiver gave up".into() });

@@ -7,6 +7,8 @@
 //! Crash story: a pack is written whole and durable ([`Backend::put`]) before it is told to the index
 //! writer. A stop before that leaves at most a complete pack that no index names; the next run reuses it.
 
+use std::io;
+
 use rustic_core::{FileType, repofile::BlobType};
 
 use super::{
@@ -51,6 +53,8 @@ pub(crate) struct Packer {
     tpe: BlobType,
     /// The size in bytes that it should not exceed.
     limit: usize,
+    /// That of those that come after it.
+    later: usize,
     bytes: Vec<u8>,
     blobs: Vec<Packed>,
     compressors: Option<Compressors>,
@@ -64,7 +68,15 @@ impl Packer {
     /// If the compressor cannot be made.
     pub(crate) fn new(tpe: BlobType, limit: usize, levels: Option<Levels>) -> Result<Self, RepositoryError> {
         let compressors = levels.map(Compressors::new).transpose().map_err(|error| uncompressible(&error))?;
-        Ok(Self { tpe, limit, bytes: Vec::new(), blobs: Vec::new(), compressors, scratch: Vec::new() })
+        let (bytes, blobs, scratch) = Default::default();
+        Ok(Self { tpe, limit, later: limit, bytes, blobs, compressors, scratch })
+    }
+
+    /// The same with a first pack of so many of so many parts of its size: several that fill theirs at the same pace do not
+    /// wait for the disk at the same moments.
+    pub(crate) fn out_of_step(mut self, part: usize, of: usize) -> Self {
+        self.limit = self.later / of * part;
+        self
     }
 
     /// Adds a blob whose place was claimed, and writes the pack if it is full.
@@ -116,11 +128,12 @@ impl Packer {
         if !self.blobs.is_empty() && self.bytes.len() + length + self.header_length() > self.limit {
             let mut sealed = self.take();
             sealed.write(sink, self.tpe)?;
+            self.limit = self.later;
             self.bytes = sealed.bytes;
             self.bytes.clear();
         }
         if self.bytes.capacity() == 0 {
-            self.bytes.reserve_exact(self.limit.max(length) + 4096);
+            self.bytes.reserve_exact(self.later.max(length) + 4096);
         }
         let offset = self.bytes.len() as u32;
         sink.key.seal_into(content, &mut self.bytes).map_err(|_| unsealable())?;
@@ -146,10 +159,26 @@ impl Packer {
     /// # Errors
     /// If there is no memory for it.
     pub(crate) fn compress(&mut self, plain: &[u8], effort: &mut Effort) -> Result<bool, RepositoryError> {
+        self.compress_so(plain, |compressors, packed| compressors.compress(effort, plain, packed))
+    }
+
+    /// The same by all cores.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(crate) fn compress_by_all(&mut self, plain: &[u8]) -> Result<bool, RepositoryError> {
+        self.compress_so(plain, |compressors, packed| compressors.compress_by_all(plain, packed))
+    }
+
+    fn compress_so(
+        &mut self,
+        plain: &[u8],
+        compress: impl FnOnce(&mut Compressors, &mut Vec<u8>) -> io::Result<()>,
+    ) -> Result<bool, RepositoryError> {
         let Some(compressors) = self.compressors.as_mut().filter(|_| !plain.is_empty()) else {
             return Ok(false);
         };
-        compressors.compress(effort, plain, &mut self.scratch).map_err(|error| uncompressible(&error))?;
+        compress(compressors, &mut self.scratch).map_err(|error| uncompressible(&error))?;
         Ok(self.scratch.len() < plain.len())
     }
 }

@@ -190,7 +190,7 @@ impl Maker {
     fn store_large(&mut self, job: &Job<'_>, json: &[u8]) -> Result<Name, RepositoryError> {
         let (name, is_smaller) = thread::scope(|scope| {
             let naming = scope.spawn(|| Name::of(json));
-            let is_smaller = self.packer.compress(json, &mut Effort::Quick);
+            let is_smaller = self.packer.compress_by_all(json);
             (naming.join().unwrap_or_else(|panic| resume_unwind(panic)), is_smaller)
         });
         if let Some(place) = claim(job, &name)? {

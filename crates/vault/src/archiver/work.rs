@@ -9,6 +9,7 @@
 use std::{
     collections::HashMap,
     ops::Range,
+    path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -232,20 +233,21 @@ fn run_from(job: &Job<'_>, from: usize) -> Range<usize> {
     from..to
 }
 
-/// One worker: works until nothing is left, and returns what is left in its pack.
-pub(crate) fn work(job: &Job<'_>, board: &Board) -> Option<Sealed> {
+/// One worker of so many: works until nothing is left, and returns what is left in its pack.
+pub(crate) fn work(job: &Job<'_>, board: &Board, (number, of): (usize, usize)) -> Option<Sealed> {
     let _alarm = Alarm(board);
     job.feed.gentle().settle();
     let packer = match Packer::new(BlobType::Data, job.data_pack, job.sink.levels) {
-        Ok(packer) => packer,
+        Ok(packer) => packer.out_of_step(number + 1, of),
         Err(error) => {
             board.fail(error);
             return None;
         }
     };
     let roller = job.chunking.roller();
+    let (buffer, results) = Default::default();
     let mut worker =
-        Worker { job, board, packer, roller, buffer: Vec::new(), results: Vec::new(), effort: Effort::Quick };
+        Worker { job, board, packer, roller, buffer, results, effort: Effort::Quick, neighbours: None };
     while let Some(work) = board.claim(job) {
         let worked = match work {
             Work::Run(places) => worker.run(places),
@@ -280,6 +282,8 @@ struct Worker<'a, 'b> {
     results: Vec<(usize, Stored)>,
     /// For the file that it is at.
     effort: Effort,
+    /// What it came to in the last file that changed in a few places, and the directory of that.
+    neighbours: Option<(PathBuf, Effort)>,
 }
 
 impl Worker<'_, '_> {
@@ -343,7 +347,7 @@ impl Worker<'_, '_> {
 
     /// Stores pieces of a large file until none are left.
     fn drain(&mut self, place: usize, large: &Large) -> Result<(), RepositoryError> {
-        self.effort = large.effort();
+        self.effort = self.effort_for(place, large);
         while !self.job.feed.is_stopped() {
             match large.claim(&self.roller, self.job.chunking.max(), &mut self.buffer) {
                 Ok(Some(piece)) => {
@@ -354,6 +358,7 @@ impl Worker<'_, '_> {
                 Err(fault) => self.job.feed.note(place, fault),
             }
         }
+        self.remember_effort(place, large);
         match large.ending() {
             Ok(Ending::NotYet) => {}
             Ok(Ending::Stored(content)) => {
@@ -366,6 +371,24 @@ impl Worker<'_, '_> {
             Err(fault) => self.lose(place, fault),
         }
         Ok(())
+    }
+
+    /// How hard a file's blobs are compressed. One that changed in a few places has too few to find that out: it begins with
+    /// what others in the same directory showed.
+    fn effort_for(&self, place: usize, large: &Large) -> Effort {
+        let dir = self.job.feed.name(place).map(|(dir, _)| dir);
+        match &self.neighbours {
+            Some((of, effort)) if large.is_carried_over() && dir == Some(of) => *effort,
+            _ => large.effort(),
+        }
+    }
+
+    fn remember_effort(&mut self, place: usize, large: &Large) {
+        let Some((dir, _)) = self.job.feed.name(place).filter(|_| large.is_carried_over()) else { return };
+        match &mut self.neighbours {
+            Some((of, effort)) if of == dir => *effort = self.effort,
+            other => *other = Some((dir.to_owned(), self.effort)),
+        }
     }
 
     fn piece(&mut self, piece: &Piece) -> Result<Vec<Place>, RepositoryError> {

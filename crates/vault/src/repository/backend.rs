@@ -14,7 +14,7 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -34,6 +34,8 @@ pub(crate) struct Backend {
     dir: PathBuf,
     disk: Arc<dyn Disk>,
     state: Mutex<State>,
+    /// Whoever is held back looks again.
+    changed: Condvar,
     written: AtomicU64,
 }
 
@@ -41,13 +43,16 @@ pub(crate) struct Backend {
 struct State {
     /// The first write that failed; nothing is written after it.
     failed: Option<StorageError>,
+    /// Whoever writes or removes waits.
+    is_held: bool,
     /// The snapshot written last.
     last_snapshot: Option<Id>,
 }
 
 impl Backend {
     pub(crate) fn new(dir: &Path, disk: Arc<dyn Disk>) -> Self {
-        Self { dir: dir.into(), disk, state: Mutex::default(), written: AtomicU64::new(0) }
+        let (state, changed, written) = Default::default();
+        Self { dir: dir.into(), disk, state, changed, written }
     }
 
     /// Where it is.
@@ -63,6 +68,18 @@ impl Backend {
     /// Forgets a failed write: a new session begins.
     pub(crate) fn forget(&self) {
         *self.state() = State::default();
+        self.changed.notify_all();
+    }
+
+    /// From now on whoever writes or removes waits until [`Self::let_go`] or [`Self::stop`].
+    pub(crate) fn hold(&self) {
+        self.state().is_held = true;
+    }
+
+    /// Whoever waits goes on.
+    pub(crate) fn let_go(&self) {
+        self.state().is_held = false;
+        self.changed.notify_all();
     }
 
     /// The id of the snapshot written last.
@@ -81,6 +98,7 @@ impl Backend {
         if state.failed.is_none() {
             state.failed = Some(StorageError::Stopped { dir: self.dir.clone() });
         }
+        self.changed.notify_all();
     }
 
     /// Bytes written to disk so far.
@@ -181,10 +199,7 @@ impl Backend {
     /// Writes a whole file, durable when this returns.
     pub(crate) fn put(&self, tpe: FileType, id: &Id, content: &[u8]) -> Result<(), StorageError> {
         {
-            let mut state = self.state();
-            if state.failed.is_some() {
-                return Err(StorageError::Stopped { dir: self.dir.clone() });
-            }
+            let mut state = self.writable()?;
             if tpe == FileType::Snapshot {
                 state.last_snapshot = Some(*id);
             }
@@ -201,9 +216,7 @@ impl Backend {
 
     /// Removes a file; one that is gone already is no error.
     pub(crate) fn delete(&self, tpe: FileType, id: &Id) -> Result<(), StorageError> {
-        if self.state().failed.is_some() {
-            return Err(StorageError::Stopped { dir: self.dir.clone() });
-        }
+        drop(self.writable()?);
         let path = self.path(tpe, id);
         match self.disk.remove(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -215,7 +228,17 @@ impl Backend {
         }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    /// Once nobody is held back and nothing has failed.
+    fn writable(&self) -> Result<MutexGuard<'_, State>, StorageError> {
+        let is_waiting = |state: &mut State| state.is_held && state.failed.is_none();
+        let state = self.changed.wait_while(self.state(), is_waiting).unwrap_or_else(PoisonError::into_inner);
+        match state.failed {
+            None => Ok(state),
+            Some(_) => Err(StorageError::Stopped { dir: self.dir.clone() }),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

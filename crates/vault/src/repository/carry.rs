@@ -16,7 +16,7 @@ use rustic_core::repofile::SnapshotId;
 
 use super::{error::RepositoryError, gentle::Gentle, open::Repository, snapshot};
 use crate::{
-    archiver::{Archiver, Carry, Frozen, Older, Stored, digest},
+    archiver::{Archiver, Carry, Frozen, Older, Stored},
     reference::{self, Keeper, Listed, Referencing},
 };
 
@@ -99,7 +99,7 @@ impl Repository {
     /// What the files of this session are compared with; nothing if no copies are kept.
     pub(super) fn begin_carry(&mut self) -> Result<Option<Carry>, RepositoryError> {
         let journal = Arc::clone(&self.locks.journal);
-        let session = self.session()?;
+        let session = self.begun()?;
         let proves = match &session.reading {
             None | Some(Reading::All { keeps: false, .. }) => return Ok(None),
             Some(Reading::All { proves, .. }) => *proves,
@@ -121,7 +121,7 @@ impl Repository {
             _ => cut_at,
         };
         let archiver: &Archiver = &session.archiver;
-        let digest = |frozen: &Frozen| digest(&archiver.index.names(&frozen.content));
+        let digest = |frozen: &Frozen| frozen.digest(&archiver.index);
         let (frozen, keeper) = carry.into_kept();
         let listed = Listed { backup: backup.clone(), read_all_at, frozen, keeper, digest: &digest };
         let problems = reference::keep(referencing, listed);

@@ -127,9 +127,12 @@ fn what_was_read_before_the_second_look_is_not_stored_on_if_somebody_deletes() {
     let snapshot = fs::read_dir(place.opening.dir.join("snapshots")).unwrap().next().unwrap().unwrap().path();
     fs::remove_file(snapshot).unwrap();
     let gone = std::time::Duration::from_millis(600);
+    let before = place.files("data");
     let backup = std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(gone);
+            assert_eq!(place.files("data"), before, "nothing is stored while somebody may be deleting");
+            assert_eq!(place.files("index").len(), 1);
             fs::remove_file(&shown).unwrap();
         });
         let begun = std::time::Instant::now();

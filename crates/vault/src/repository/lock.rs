@@ -142,7 +142,21 @@ pub(crate) struct Locks {
     pub(crate) journal: Arc<dyn Journal>,
 }
 
-type Look = JoinHandle<Result<(), RepositoryError>>;
+/// The second look, which is still to come.
+pub(crate) struct Look {
+    thread: JoinHandle<Result<(), RepositoryError>>,
+    dir: PathBuf,
+}
+
+impl Look {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// As [`Lock::settle`].
+    pub(crate) fn wait(self) -> Result<(), RepositoryError> {
+        self.thread.join().unwrap_or(Err(RepositoryError::LockLost { dir: self.dir }))
+    }
+}
 
 /// Tries again while somebody of this host holds a lock that is young.
 fn patiently<T>(
@@ -246,11 +260,12 @@ impl Locks {
 
     /// The second look, by a thread of its own so that it is taken in time.
     fn look_later(&self, kind: LockKind, own: PathBuf, written: Instant) -> Look {
-        let locks = self.clone();
-        thread::spawn(move || {
+        let (locks, dir) = (self.clone(), self.dir.clone());
+        let thread = thread::spawn(move || {
             thread::sleep(RECHECK.saturating_sub(written.elapsed()));
             locks.refuse_if_conflicting(kind, Some(&own))
-        })
+        });
+        Look { thread, dir }
     }
 
     /// Whether nobody holds a lock but the one in this file. A dead one of this host does not count.
@@ -392,8 +407,12 @@ impl Lock {
     /// # Errors
     /// Who is in the way; nothing that was read under this lock is to be believed then, and the lock is to be released.
     pub(crate) fn settle(&mut self) -> Result<(), RepositoryError> {
-        let Some(look) = self.look.take() else { return Ok(()) };
-        look.join().unwrap_or_else(|_| Err(RepositoryError::LockLost { dir: self.locks.dir.clone() }))
+        self.look.take().map_or(Ok(()), Look::wait)
+    }
+
+    /// The second look, if it was not yet asked for: whoever takes it waits for it.
+    pub(crate) fn second_look(&mut self) -> Option<Look> {
+        self.look.take()
     }
 
     /// Whether the lock's file is still there: whoever takes us for dead may remove it.

@@ -32,6 +32,7 @@ mod password;
 mod readers;
 mod record;
 mod restore;
+mod session;
 mod shelf;
 mod snapshot;
 pub(crate) mod source;

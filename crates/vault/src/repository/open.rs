@@ -48,7 +48,7 @@ pub struct Repository {
     pub(super) locks: Locks,
     pub(super) meter: Meter,
     pub(super) key_id: Id,
-    pub(super) session: Option<super::store::Session>,
+    pub(super) session: Option<super::session::Session>,
     pub(super) reference: ReferenceState,
     pub(super) gentle: Gentle,
     /// What was last read of the index, for who reads it again at once.

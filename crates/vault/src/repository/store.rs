@@ -7,10 +7,7 @@
 //! bytes twice.
 
 use std::{
-    collections::{HashMap, HashSet},
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    sync::Arc,
+    collections::HashSet, os::unix::fs::MetadataExt, panic::resume_unwind, path::Path, sync::Arc, thread,
 };
 
 use jiff::Timestamp;
@@ -19,168 +16,24 @@ use model::{
     id::BackupId,
     known::Known,
     port::{Draft, Failure, Progress, Stage, Store},
-    problem::{Effect, Problem},
+    problem::Problem,
     record::{BackupRecord, CutRecord},
-    reference::Reading,
     size::Bytes,
 };
-use rustic_core::{
-    Id, TreeId,
-    repofile::{SnapshotFile, SnapshotId},
-};
+use rustic_core::{Id, TreeId, repofile::SnapshotFile};
 
 use super::{
     backend::Backend,
-    carry::Compared,
-    compare::compare,
+    compare::{Tally, compare},
     error::{RepositoryError, while_doing},
     feed::Feed,
-    lock::{Lock, LockKind},
     open::Repository,
+    session::{Pending, no_session},
     snapshot,
 };
-use crate::archiver::{Archiver, Base, Blobs, Carry, Name, Pass, packs};
-
-/// What lasts from the first question about the parent until the backup is listed.
-pub(super) struct Session {
-    lock: Lock,
-    pub(super) archiver: Arc<Archiver>,
-    /// The newest backup of ours, and what can be carried over from it.
-    pub(super) parent: Option<(SnapshotId, Base)>,
-    /// What was stored ahead.
-    ahead: Option<Base>,
-    drafts: HashMap<u64, Pending>,
-    notes: Vec<Problem>,
-    written_before: u64,
-    /// Bytes of files that were read ahead.
-    read_ahead: u64,
-    /// How files are read, if a reference is used or kept.
-    pub(super) reading: Option<Reading>,
-    /// What is read is compared with this, once.
-    pub(super) compared: Compared,
-}
-
-impl Session {
-    /// What can be carried over, the newest first.
-    fn bases(&self) -> Vec<Base> {
-        let parent = self.parent.iter().map(|(_, base)| base);
-        self.ahead.iter().chain(parent).cloned().collect()
-    }
-}
-
-/// A draft, until it is published.
-struct Pending {
-    tree: TreeId,
-    cut: CutRecord,
-    /// What becomes the reference.
-    carry: Option<Carry>,
-}
+use crate::archiver::{Archiver, Base, Blobs, Carry, Made, Name, Pass, packs};
 
 impl Repository {
-    /// Ends a writing session and gives its lock back.
-    pub(crate) fn end_session(&mut self) -> Result<(), RepositoryError> {
-        if let Some(session) = self.session.take() {
-            self.backend.forget();
-            session.lock.release()?;
-        }
-        Ok(())
-    }
-
-    /// The session, in which things may be stored: its lock's second look showed nobody.
-    pub(super) fn session(&mut self) -> Result<&mut Session, RepositoryError> {
-        match self.begun()?.lock.settle() {
-            Ok(()) => {}
-            // What was read is not to be believed. What was asked of it meanwhile may stand: a file that is not in the new
-            // parent as it was in the old one is read.
-            Err(RepositoryError::Locked { .. }) => {
-                self.end_session()?;
-                self.begun()?.lock.settle()?;
-            }
-            Err(error) => return Err(error),
-        }
-        self.session.as_mut().ok_or_else(no_session)
-    }
-
-    /// The session, in which nothing may be stored yet.
-    fn begun(&mut self) -> Result<&mut Session, RepositoryError> {
-        if self.session.is_none() {
-            let session = self.begin(true)?;
-            self.session = Some(session);
-        }
-        self.session.as_mut().ok_or_else(no_session)
-    }
-
-    /// Begins what a backup begins with, while nothing may be stored yet: takes the lock and reads what the repository
-    /// holds.
-    ///
-    /// # Errors
-    /// If somebody is in the way, or it cannot be read.
-    pub fn begin_backup(&mut self) -> Result<(), Failure> {
-        let begun = self.begun().map(drop);
-        self.closing_on_failure(begun)
-    }
-
-    /// Begins a session, in which the newest backup is the parent if one is asked for.
-    fn begin(&self, with_parent: bool) -> Result<Session, RepositoryError> {
-        self.backend.forget();
-        let (lock, (archiver, parent, notes, reading, compared)) =
-            self.locks.take_unsettled(LockKind::Shared, |own| {
-                let opened = self.opened()?;
-                // Chosen before the index is read, which then has all of it.
-                let newest = if with_parent { self.newest()? } else { None };
-                let alone = || self.locks.is_alone(own);
-                let archiver = Archiver::begin(&self.backend, &self.locks.key, opened.config(), alone)?;
-                let mut notes = Vec::new();
-                let (reading, reference) = match with_parent {
-                    true => self.reading(newest.as_ref().map(|(id, _)| id))?,
-                    false => Default::default(),
-                };
-                let files = reference.iter().flat_map(|reference| &reference.files);
-                let wanted: HashSet<PathBuf> = files.map(|file| file.path.clone()).collect();
-                let parent = newest.map(|(id, root)| (id, self.base(&archiver, root, &wanted, &mut notes)));
-                let compared = match (&parent, reference) {
-                    (Some((_, base)), Some(reference)) => Compared::proven(&base.wanted, reference),
-                    _ => Compared::default(),
-                };
-                Ok((archiver, parent, notes, reading, compared))
-            })?;
-        Ok(Session {
-            lock,
-            archiver: Arc::new(archiver),
-            parent,
-            ahead: None,
-            drafts: HashMap::new(),
-            notes,
-            written_before: self.backend.written(),
-            read_ahead: 0,
-            reading,
-            compared,
-        })
-    }
-
-    /// The newest backup of ours and its tree.
-    fn newest(&self) -> Result<Option<(SnapshotId, Name)>, RepositoryError> {
-        let ours = self.snapshots()?.into_iter().filter_map(|listed| {
-            let snapshot = listed.snapshot.ok()?;
-            snapshot::record(&snapshot).map(|_| (listed.id, snapshot))
-        });
-        let newest = ours.max_by_key(|(id, snapshot)| (snapshot.time.timestamp(), *id));
-        Ok(newest.map(|(id, snapshot)| (id.into(), Name::from_id(&snapshot.tree.into_inner()))))
-    }
-
-    /// What can be carried over from a stored tree; what of it cannot be read is noted.
-    fn base(
-        &self,
-        archiver: &Archiver,
-        root: Name,
-        wanted: &HashSet<PathBuf>,
-        notes: &mut Vec<Problem>,
-    ) -> Base {
-        let (base, unreadable) = archiver.base(&self.backend, &self.locks.key, root, wanted);
-        notes.extend(unreadable.iter().map(|(path, error)| unreadable_parent(path, error)));
-        base
-    }
-
     fn try_store_ahead(
         &mut self,
         manifest: Arc<Manifest>,
@@ -190,9 +43,8 @@ impl Repository {
         let (archiver, bases) = (session.archiver.clone(), session.bases());
         let total = manifest.bytes();
         let feed = Feed::new(manifest, Vec::new(), known_of(&bases), self.gentle.clone());
-        let ahead = self.archive(&feed, &bases, None, (progress, Stage::StoringAhead, total), |pass| {
-            archiver.store_ahead(pass)
-        })?;
+        let stage = (progress, Stage::StoringAhead, total);
+        let ahead = self.archive(&feed, &bases, None, stage, |pass| archiver.store_ahead(pass))?;
         let read = feed.bytes_read();
         // What was stored ahead before is to be added to, not copied.
         drop((feed, bases));
@@ -205,30 +57,48 @@ impl Repository {
         Ok(())
     }
 
+    /// Stores while the lock's second look may still be to come; all once more if it shows somebody.
     fn try_store(
         &mut self,
-        manifest: Arc<Manifest>,
+        manifest: &Arc<Manifest>,
         cut: &CutRecord,
         progress: &dyn Progress,
     ) -> Result<Draft, RepositoryError> {
-        let session = self.session()?;
+        self.begun()?;
+        match self.store_unsettled(manifest, cut, progress) {
+            // What was read is not to be believed, and nothing was written on the ground of it.
+            Err(RepositoryError::Locked { .. }) => {
+                self.end_session()?;
+                self.begun()?.lock.settle()?;
+                self.store_unsettled(manifest, cut, progress)
+            }
+            stored => stored,
+        }
+    }
+
+    fn store_unsettled(
+        &mut self,
+        manifest: &Arc<Manifest>,
+        cut: &CutRecord,
+        progress: &dyn Progress,
+    ) -> Result<Draft, RepositoryError> {
+        let session = self.begun()?;
+        let look = session.lock.second_look();
         let (archiver, bases) = (session.archiver.clone(), session.bases());
-        let total = manifest.bytes();
-        let feed = Feed::new(manifest, record_entries(cut)?, known_of(&bases), self.gentle.clone());
+        let stage = (progress, Stage::Storing, manifest.bytes());
+        let known = known_of(&bases);
+        let feed = Feed::new(Arc::clone(manifest), record_entries(cut)?, known, self.gentle.clone());
         let carry = self.begin_carry()?;
-        let made =
-            self.archive(&feed, &bases, carry.as_ref(), (progress, Stage::Storing, total), |pass| {
-                archiver.store(pass)
-            })?;
+        let made = self.settling(look, || {
+            self.archive(&feed, &bases, carry.as_ref(), stage, |pass| archiver.store(pass))
+        })?;
         let root = made.root();
         if let Some(carry) = &carry {
             carry.carried(&feed, &bases);
         }
 
         progress.begin(Stage::Comparing, None);
-        archiver.index.note_packs(&packs(&self.backend)?);
-        let blobs = Blobs { backend: &self.backend, key: &self.locks.key, index: &archiver.index };
-        let tally = compare(&made, blobs, root, &cut.path())?;
+        let tally = self.listed_and_compared(&archiver, &made, carry.as_ref(), &cut.path())?;
         drop(made);
         progress.end();
 
@@ -246,6 +116,28 @@ impl Repository {
             bytes_read: Bytes(session.read_ahead + feed.bytes_read()),
             problems: session.notes.iter().cloned().chain(tally.problems).chain(learnt).collect(),
         })
+    }
+
+    /// Compares what is in the packs now with what was to be stored, and writes the rest of the index meanwhile.
+    fn listed_and_compared(
+        &self,
+        archiver: &Archiver,
+        made: &Made<'_>,
+        carry: Option<&Carry>,
+        uncounted: &Path,
+    ) -> Result<Tally, RepositoryError> {
+        archiver.index.note_packs(&packs(&self.backend)?);
+        let blobs = Blobs { backend: &self.backend, key: &self.locks.key, index: &archiver.index };
+        let (listed, tally) = thread::scope(|scope| {
+            let listing = scope.spawn(|| {
+                let listed = archiver.list(made);
+                carry.into_iter().for_each(|carry| carry.make_digests(&archiver.index));
+                listed
+            });
+            let tally = compare(made, blobs, made.root(), uncounted);
+            (listing.join().unwrap_or_else(|panic| resume_unwind(panic)), tally)
+        });
+        listed.and(tally)
     }
 
     /// Stores a manifest that is no backup on top of one tree, in a session of its own that goes on until
@@ -270,24 +162,8 @@ impl Repository {
         let feed = Feed::new(Arc::new(manifest), Vec::new(), Vec::new(), self.gentle.clone());
         let made = self
             .archive(&feed, &bases, None, (progress, Stage::Storing, total), |pass| archiver.store(pass))?;
-        let root = made.root();
-        archiver.index.note_packs(&packs(&self.backend)?);
-        let blobs = Blobs { backend: &self.backend, key: &self.locks.key, index: &archiver.index };
-        let tally = compare(&made, blobs, root, Path::new(""))?;
-        Ok((root.id().into(), tally.problems))
-    }
-
-    /// Begins a session that looks for no parent: for what is no backup.
-    pub(super) fn begin_apart(&mut self) -> Result<(), RepositoryError> {
-        self.end_session()?;
-        let session = self.begin(false)?;
-        self.session = Some(session);
-        Ok(())
-    }
-
-    /// Whether the lock of the session is still there.
-    pub(super) fn session_stands(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| session.lock.stands())
+        let tally = self.listed_and_compared(&archiver, &made, None, Path::new(""))?;
+        Ok((made.root().id().into(), tally.problems))
     }
 
     /// Does a pass over a feed as a stage that can be stopped.
@@ -332,21 +208,6 @@ impl Repository {
             .last_snapshot()
             .ok_or_else(|| RepositoryError::Damaged { what: "the snapshot was not written".into() })
     }
-
-    /// Ends the session, whose work is done or has failed; a lock that cannot be removed stays in the
-    /// journal for the next run.
-    fn close(&mut self) {
-        if let Err(error) = self.end_session() {
-            tracing::warn!("{error}: the next run removes it");
-        }
-    }
-
-    fn closing_on_failure<T>(&mut self, result: Result<T, RepositoryError>) -> Result<T, Failure> {
-        if result.is_err() {
-            self.close();
-        }
-        result.map_err(Failure::from)
-    }
 }
 
 impl Store for Repository {
@@ -369,7 +230,7 @@ impl Store for Repository {
         cut: &CutRecord,
         progress: &dyn Progress,
     ) -> Result<Draft, Failure> {
-        let stored = self.try_store(manifest, cut, progress);
+        let stored = self.try_store(&manifest, cut, progress);
         self.closing_on_failure(stored)
     }
 
@@ -410,20 +271,8 @@ impl Progress for Stopping<'_> {
     }
 }
 
-fn no_session() -> RepositoryError {
-    RepositoryError::Refused {
-        what: "this draft is not of this session".into(),
-        remedy: "store it again".into(),
-    }
-}
-
 fn known_of(bases: &[Base]) -> Vec<Arc<Known>> {
     bases.iter().map(|base| base.known.clone()).collect()
-}
-
-fn unreadable_parent(path: &Path, error: &RepositoryError) -> Problem {
-    let what = format!("the backup before cannot be read here, so all is read again: {error}");
-    Problem::new(Effect::Note, Some(path.into()), what, error.remedy())
 }
 
 /// The cut record as a file of the tree, with the directories above it.
