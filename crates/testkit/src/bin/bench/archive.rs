@@ -32,9 +32,7 @@ const TOGETHER: u64 = 500;
 
 /// Measures all cases.
 pub fn run(options: &Options) {
-    let largest = options.sizes.iter().copied().fold(1.0, f64::max);
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "gigabytes of tests")]
-    let volume = Volume::like_a_disk("xfs", (largest * 4e9) as u64 + (12 << 30), &options.dir);
+    let volume = Volume::like_a_disk("xfs", room(options), &options.dir);
     let dir = volume.directory("all");
     let sizes: Vec<f64> = options.sizes.iter().copied().filter(|size| *size > 0.0).collect();
     for &gigabytes in &sizes {
@@ -56,6 +54,23 @@ pub fn run(options: &Options) {
     }
 }
 
+/// So many bytes hold the data, what is restored of them, and what every tool makes of them in all nights: peers add an eighth
+/// of the data each night, at most.
+fn room(options: &Options) -> u64 {
+    const DATA: f64 = 0.86;
+    let largest = options.sizes.iter().copied().fold(1.0, f64::max);
+    let (ours, peers): (Vec<_>, Vec<_>) =
+        ALL.into_iter().filter(|tool| tool.is_among(&options.only)).partition(|tool| tool.is_ours());
+    let first = (ours.len() + peers.len()) as f64 * 0.35;
+    let nights = f64::from(options.nights) * (peers.len() as f64 * 0.13 + ours.len() as f64 * 0.01);
+    let restored = if options.restores { DATA } else { 0.0 };
+    let has_others = options.small > 0 || options.million > 0 || options.wiki > 0;
+    let others: u64 = if has_others { 12 << 30 } else { 1 << 30 };
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "gigabytes of tests")]
+    let pages = (largest * 1e9 * (DATA + restored + first + nights)) as u64;
+    pages + others
+}
+
 /// Tables of a real server: first, some nights, restored.
 fn pages(options: &Options, dir: &Path, server: PrivateServer, size: String) {
     let data = server.datadir().to_owned();
@@ -72,7 +87,9 @@ fn pages(options: &Options, dir: &Path, server: PrivateServer, size: String) {
     let kept = bench.tools().into_iter();
     let kept: Vec<_> = kept.map(|(tool, _)| (tool, vec![Ran::kept(bench.repository(tool))])).collect();
     bench.told(&format!("pages, repository of the first and {} nights", options.nights), &kept);
-    bench.restore("pages, restore");
+    if options.restores {
+        bench.restore("pages, restore");
+    }
     bench.clear();
     drop(server);
     let _ = fs::remove_dir_all(dir.join("server"));
@@ -166,9 +183,8 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// All, with no figures yet; only with large files a pin that is kept makes a difference.
     fn tools(&self) -> Vec<(Tool, Vec<Ran>)> {
-        let only = &self.options.only;
         let is_here = |tool: &Tool| {
-            let is_asked_for = only.is_empty() || only.iter().any(|name| tool.name().starts_with(name));
+            let is_asked_for = tool.is_among(&self.options.only);
             let is_of_pages = *tool == Tool::StillpointReading;
             is_asked_for && (self.has_pages || !is_of_pages) && (!self.is_alone || *tool == Tool::Stillpoint)
         };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 pub const USAGE: &str = "usage: bench stall|tools|lvm|archive|log|replay|page [--dir DIR] [--program FILE] [--page FILE] [--fs xfs,btrfs] \
                          [--gb 0.5,2.4,8] [--age fresh,aged] [--files 230] [--cuts 20] [--runs 3] [--nights 10] \
                          [--threads 4] [--rate 200] [--clients 4] [--small 100000] [--million 1000000] [--mb 400] [--rustic FILE] \
-                         [--wiki 6000] [--mediawiki DIR] [--only stillpoint,rustic]";
+                         [--wiki 6000] [--mediawiki DIR] [--only stillpoint,rustic] [--restores 0]";
 
 /// What is to be measured, and how often.
 #[derive(Clone, Debug)]
@@ -52,6 +52,8 @@ pub struct Options {
     pub rustic: PathBuf,
     /// The archivers that are measured, all if there are none; without the others nothing is written on the page.
     pub only: Vec<String>,
+    /// Whether pages are restored, too, for which there has to be room.
+    pub restores: bool,
 }
 
 impl Options {
@@ -80,6 +82,7 @@ impl Options {
             mediawiki: PathBuf::from("target/mediawiki"),
             rustic: PathBuf::from("target/rustic/bin/rustic"),
             only: Vec::new(),
+            restores: true,
         };
         if command == "lvm" || command == "lvm-guest" {
             // The virtual machine computes about ten times slower.
@@ -124,6 +127,7 @@ impl Options {
             "--mediawiki" => self.mediawiki = value.into(),
             "--rustic" => self.rustic = value.into(),
             "--only" => self.only = words(value),
+            "--restores" => self.restores = number::<u8>(value)? > 0,
             other => return Err(format!("{other} is not known")),
         }
         Ok(())

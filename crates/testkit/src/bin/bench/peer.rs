@@ -58,6 +58,11 @@ impl Tool {
         }
     }
 
+    /// Whether it is one of those that are asked for by name, or none are.
+    pub fn is_among(self, only: &[String]) -> bool {
+        only.is_empty() || only.iter().any(|name| self.name() == name)
+    }
+
     /// Whose repository it restores from.
     pub fn owner(self) -> Self {
         if self == Self::StillpointTrusting { Self::Stillpoint } else { self }
