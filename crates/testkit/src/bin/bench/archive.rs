@@ -55,17 +55,18 @@ pub fn run(options: &Options) {
 }
 
 /// So many bytes hold the data, what is restored of them, and what every tool makes of them in all nights: peers add an eighth
-/// of the data each night, at most.
+/// of the data each night, borg twice as much.
 fn room(options: &Options) -> u64 {
     const DATA: f64 = 0.86;
     let largest = options.sizes.iter().copied().fold(1.0, f64::max);
     let (ours, peers): (Vec<_>, Vec<_>) =
         ALL.into_iter().filter(|tool| tool.is_among(&options.only)).partition(|tool| tool.is_ours());
     let first = (ours.len() + peers.len()) as f64 * 0.35;
-    let nights = f64::from(options.nights) * (peers.len() as f64 * 0.13 + ours.len() as f64 * 0.01);
+    let heavy = (peers.len() + usize::from(peers.contains(&Tool::Borg))) as f64;
+    let nights = f64::from(options.nights) * (heavy * 0.13 + ours.len() as f64 * 0.01);
     let restored = if options.restores { DATA } else { 0.0 };
     let has_others = options.small > 0 || options.million > 0 || options.wiki > 0;
-    let others: u64 = if has_others { 12 << 30 } else { 1 << 30 };
+    let others: u64 = if has_others { 12 << 30 } else { 2 << 30 };
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "gigabytes of tests")]
     let pages = (largest * 1e9 * (DATA + restored + first + nights)) as u64;
     pages + others
