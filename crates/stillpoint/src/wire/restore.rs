@@ -29,9 +29,9 @@ use super::{
     served::{self, FilesTarget, LoadTarget},
 };
 
-/// How many threads write: while one waits for the disk another unpacks.
+/// How many threads write: while some wait for the disk others unpack. Each has up to 5 MiB.
 fn threads() -> usize {
-    std::thread::available_parallelism().map_or(4, |cores| (3 * cores.get()).clamp(4, 16))
+    std::thread::available_parallelism().map_or(4, |cores| (8 * cores.get()).clamp(8, 16))
 }
 
 /// What is asked for.

@@ -277,7 +277,7 @@ impl TreePinner {
     fn clone_ahead(&mut self, started: Timestamp, parent: Timestamp) -> Result<(), Failure> {
         let (copies, parent) = (self.copies()?, parent.as_nanosecond());
         self.with_census(|pinner, census| {
-            let mut round = Round::new(pinner, &copies, started, None).beside_others();
+            let mut round = Round::new(pinner, &copies, started, None);
             for spots in census.unmarked_files().chunks(TOGETHER) {
                 let entries: Vec<Entry> = spots.iter().filter_map(|spot| census.entry(*spot)).collect();
                 let ahead = round.pinner.limits.ahead;

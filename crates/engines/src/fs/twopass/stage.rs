@@ -63,8 +63,6 @@ pub(super) struct Round<'a> {
     until: Option<Deadline>,
     /// By device and inode, files with several names that this round has brought in.
     links: HashMap<(u64, u64), Taken>,
-    /// Others are at work meanwhile.
-    beside_others: bool,
 }
 
 impl<'a> Round<'a> {
@@ -74,12 +72,7 @@ impl<'a> Round<'a> {
         started: Timestamp,
         until: Option<Deadline>,
     ) -> Self {
-        Self { pinner, copies, started, until, links: HashMap::new(), beside_others: false }
-    }
-
-    /// The same by fewer threads, since others are at work meanwhile.
-    pub(super) fn beside_others(self) -> Self {
-        Self { beside_others: true, ..self }
+        Self { pinner, copies, started, until, links: HashMap::new() }
     }
 
     /// Brings one file in while it may change.
@@ -198,7 +191,7 @@ impl<'a> Round<'a> {
         let (until, clock) = (self.until, Arc::clone(&self.pinner.clock));
         let late = move || until.is_some_and(|until| until.has_passed(clock.moment()));
         let when = When { frozen: until.is_some(), late: &late };
-        let results = clone_all(self.copies, &jobs, when, self.beside_others);
+        let results = clone_all(self.copies, &jobs, when);
         let (mut all, mut left, mut failure) = (Vec::with_capacity(entries.len()), Vec::new(), None);
         // All are noted, whatever became of one: the copies are otherwise than the table says.
         for ((entry, job), result) in entries.iter().zip(jobs).zip(results) {

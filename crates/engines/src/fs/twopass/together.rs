@@ -28,12 +28,11 @@ pub(super) struct Job {
 }
 
 /// What became of each job, in their order; nothing where there is none, and of those that were not begun because it
-/// got late. Beside others it takes half of the processors.
+/// got late.
 pub(super) fn clone_all(
     copies: &Copies,
     jobs: &[Option<Job>],
     when: When<'_>,
-    beside_others: bool,
 ) -> Vec<Option<Result<Taken, Untaken>>> {
     // The largest first, so that no thread is left alone with it at the end.
     let at = |at: usize| jobs.get(at).and_then(Option::as_ref);
@@ -49,7 +48,6 @@ pub(super) fn clone_all(
         done
     };
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let cores = if beside_others { cores.div_ceil(2) } else { cores };
     let threads = cores.min(MOST_THREADS).min(order.len().div_ceil(PER_THREAD));
     let mut results: Vec<Option<Result<Taken, Untaken>>> = Vec::new();
     results.resize_with(jobs.len(), || None);
