@@ -83,12 +83,13 @@ impl Repository {
         progress: &dyn Progress,
     ) -> Result<Draft, RepositoryError> {
         let session = self.begun()?;
-        let look = session.lock.second_look();
         let (archiver, bases) = (session.archiver.clone(), session.bases());
         let stage = (progress, Stage::Storing, manifest.bytes());
         let known = known_of(&bases);
         let feed = Feed::new(Arc::clone(manifest), record_entries(cut)?, known, self.gentle.clone());
         let carry = self.begin_carry()?;
+        // Nothing comes between asking for the look and waiting for it: else the session would seem to have settled.
+        let look = self.begun()?.lock.second_look();
         let made = self.settling(look, || {
             self.archive(&feed, &bases, carry.as_ref(), stage, |pass| archiver.store(pass))
         })?;

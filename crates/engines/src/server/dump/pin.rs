@@ -7,7 +7,7 @@ use std::{
     io,
     path::PathBuf,
     sync::{
-        Mutex,
+        Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -139,9 +139,8 @@ impl DumpPin {
                     };
                     let dumped = worker.read_all(&root, &mut goes_on);
                     let tables = worker.tasks.iter().cloned().zip(dumped);
-                    if let Ok(mut found) = found.lock() {
-                        found.extend(tables.map(|(task, dumped)| Table { task, dumped }));
-                    }
+                    let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                    found.extend(tables.map(|(task, dumped)| Table { task, dumped }));
                 });
             }
         });
@@ -150,7 +149,7 @@ impl DumpPin {
                 format!("{}: the dump was given up because somebody asked to stop", self.pinned.source);
             return Err(Failure::new(FailureKind::Other, what, ""));
         }
-        let mut found = found.into_inner().unwrap_or_default();
+        let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
         let key = |t: &Table| (t.task.table.database.clone(), t.task.table.name.clone());
         found.sort_by_key(key);
         self.refuse_nothing(&found)?;
