@@ -64,7 +64,7 @@ fn room(options: &Options) -> u64 {
     let first = (ours.len() + peers.len()) as f64 * 0.35;
     let heavy = (peers.len() + usize::from(peers.contains(&Tool::Borg))) as f64;
     let nights = f64::from(options.nights) * (heavy * 0.13 + ours.len() as f64 * 0.01);
-    let restored = if options.restores { DATA } else { 0.0 };
+    let restored = if options.restores() > 0 { DATA } else { 0.0 };
     let has_others = options.small > 0 || options.million > 0 || options.wiki > 0;
     let others: u64 = if has_others { 12 << 30 } else { 2 << 30 };
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "gigabytes of tests")]
@@ -88,9 +88,7 @@ fn pages(options: &Options, dir: &Path, server: PrivateServer, size: String) {
     let kept = bench.tools().into_iter();
     let kept: Vec<_> = kept.map(|(tool, _)| (tool, vec![Ran::kept(bench.repository(tool))])).collect();
     bench.told(&format!("pages, repository of the first and {} nights", options.nights), &kept);
-    if options.restores {
-        bench.restore("pages, restore");
-    }
+    bench.restore("pages, restore");
     bench.clear();
     drop(server);
     let _ = fs::remove_dir_all(dir.join("server"));
@@ -221,6 +219,9 @@ impl Bench<'_> {
     }
 
     fn restore(&self, case: &str) {
+        if self.options.restores() == 0 {
+            return;
+        }
         // Many files stay until the last tool has run: a filesystem that still frees the inodes of the tool before makes the next
         // one's creating of others many times slower. Of large ones there is no room for what all runs restore.
         let all_out = self.dir.join("restored");
@@ -228,7 +229,7 @@ impl Bench<'_> {
         let mut all = self.tools();
         let keeps_pin = self.has_pages && all.iter().any(|(tool, _)| *tool == Tool::Stillpoint);
         all.extend(keeps_pin.then(|| (Tool::StillpointTrusting, vec![])));
-        for run in 0..self.options.runs {
+        for run in 0..self.options.restores() {
             in_turn(&mut all, |tool, ran| {
                 let out = all_out.join(format!("{}-{run}", tool.name().replace([',', ' '], "-")));
                 warm(&self.repository(tool));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 pub const USAGE: &str = "usage: bench stall|tools|lvm|archive|log|replay|page [--dir DIR] [--program FILE] [--page FILE] [--fs xfs,btrfs] \
                          [--gb 0.5,2.4,8] [--age fresh,aged] [--files 230] [--cuts 20] [--runs 3] [--nights 10] \
                          [--threads 4] [--rate 200] [--clients 4] [--small 100000] [--million 1000000] [--mb 400] [--rustic FILE] \
-                         [--wiki 6000] [--mediawiki DIR] [--only stillpoint,rustic] [--restores 0]";
+                         [--wiki 6000] [--mediawiki DIR] [--only stillpoint,rustic] [--restores 5]";
 
 /// What is to be measured, and how often.
 #[derive(Clone, Debug)]
@@ -52,8 +52,9 @@ pub struct Options {
     pub rustic: PathBuf,
     /// The archivers that are measured, all if there are none; without the others nothing is written on the page.
     pub only: Vec<String>,
-    /// Whether pages are restored, too, for which there has to be room.
-    pub restores: bool,
+    /// How often each tool restores, as often as it is run if it is not said; pages are not restored if 0, for there has to be
+    /// room for them.
+    pub restores: Option<usize>,
 }
 
 impl Options {
@@ -82,7 +83,7 @@ impl Options {
             mediawiki: PathBuf::from("target/mediawiki"),
             rustic: PathBuf::from("target/rustic/bin/rustic"),
             only: Vec::new(),
-            restores: true,
+            restores: None,
         };
         if command == "lvm" || command == "lvm-guest" {
             // The virtual machine computes about ten times slower.
@@ -127,10 +128,15 @@ impl Options {
             "--mediawiki" => self.mediawiki = value.into(),
             "--rustic" => self.rustic = value.into(),
             "--only" => self.only = words(value),
-            "--restores" => self.restores = number::<u8>(value)? > 0,
+            "--restores" => self.restores = Some(number(value)?),
             other => return Err(format!("{other} is not known")),
         }
         Ok(())
+    }
+
+    /// How often each tool restores.
+    pub fn restores(&self) -> usize {
+        self.restores.unwrap_or(self.runs)
     }
 
     /// The load in words.
