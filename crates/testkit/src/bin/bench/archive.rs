@@ -66,7 +66,8 @@ fn room(options: &Options) -> u64 {
     let nights = f64::from(options.nights) * (heavy * 0.13 + ours.len() as f64 * 0.01);
     let restored = if options.restores() > 0 { DATA } else { 0.0 };
     let has_others = options.small > 0 || options.million > 0 || options.wiki > 0;
-    let others: u64 = if has_others { 12 << 30 } else { 2 << 30 };
+    // Of many small files all that is restored stays until the last tool has run.
+    let others: u64 = if has_others { (7 + 5 * options.restores() as u64) << 30 } else { 2 << 30 };
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "gigabytes of tests")]
     let pages = (largest * 1e9 * (DATA + restored + first + nights)) as u64;
     pages + others
