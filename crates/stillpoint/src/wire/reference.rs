@@ -1,4 +1,5 @@
-//! The references of applications: which one a backup uses, what the plan says of it, and removing those that nobody wants.
+//! The references of applications: which one a backup uses, what the plan says of it, and removing those that nobody wants,
+//! and likewise the cached indexes of repositories.
 //!
 //! Crash story: see [`vault::reference`]. A reference is removed under the lock of its application's runs, so never while
 //! a backup uses it; whose lock is taken keeps it until another time.
@@ -14,7 +15,10 @@ use model::{
     reference::{Kept, reading},
     size::Bytes,
 };
-use vault::reference::{self, Referencing};
+use vault::{
+    reference::{self, Referencing},
+    repository::{index_cache, keep_index_caches},
+};
 
 use super::{lock::RunLock, run::Run};
 use crate::output::plan::PlannedReading;
@@ -73,8 +77,8 @@ pub struct Dropped {
     pub left: Vec<Problem>,
 }
 
-/// Removes the references of applications that are not in the inventory any more, or are to have none. `held` is the
-/// application whose lock the caller holds.
+/// Removes the references of applications that are not in the inventory any more, or are to have none; and the cached indexes of
+/// those that are not in the inventory. `held` is the application whose lock the caller holds.
 pub fn drop_unwanted(inventory: &Inventory, held: Option<&Relpath>) -> Dropped {
     let mut dropped = Dropped::default();
     let records = reference::records(&inventory.state()).unwrap_or_else(|failure| {
@@ -104,6 +108,11 @@ pub fn drop_unwanted(inventory: &Inventory, held: Option<&Relpath>) -> Dropped {
             Ok(false) => {}
             Err(failure) => dropped.left.push(noted(&failure)),
         }
+    }
+    let state = inventory.state();
+    let caches = inventory.applications.iter().map(|application| index_cache(&state, &application.relpath));
+    if let Err(failure) = keep_index_caches(&state, &caches.collect()) {
+        dropped.left.push(noted(&failure));
     }
     dropped
 }

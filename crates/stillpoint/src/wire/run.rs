@@ -14,7 +14,7 @@ use model::{
 };
 use os::{clock::SystemClock, command::Helper};
 use rand::Rng;
-use vault::repository::{Opening, Password, Repository};
+use vault::repository::{Opening, Password, Repository, index_cache};
 
 use super::{inventory::prepare_state, logbook::Logbook, sweep};
 use crate::{commands::Context, exit::Outcome, signals::Interrupt};
@@ -91,7 +91,9 @@ impl<'a> Run<'a> {
     /// As [`Run::open`].
     pub fn open_with(&self, application: &Application, password: &Password) -> Result<Repository, Failure> {
         let dir = self.inventory.place(application).join("repository");
-        Ok(Repository::open(&Opening { dir, password: password.clone() }, self.journal())?)
+        let mut repository = Repository::open(&Opening { dir, password: password.clone() }, self.journal())?;
+        repository.cache_index_at(index_cache(&self.inventory.state(), &application.relpath));
+        Ok(repository)
     }
 
     /// Undoes what dead runs left held, pinned or locked.

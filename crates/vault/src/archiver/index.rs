@@ -6,6 +6,8 @@
 //!
 //! Crash story: memory only.
 
+mod left;
+
 use std::{
     collections::HashMap,
     hint,
@@ -92,6 +94,10 @@ struct Inner {
     slots: Vec<u32>,
     packs: Vec<Pack>,
     numbers: HashMap<Name, u32>,
+    /// The index files that all this stands in.
+    files: Vec<Name>,
+    /// So many of the first entries were taken over from a cache.
+    adopted: usize,
 }
 
 /// The answer to "must I store this blob".
@@ -149,11 +155,17 @@ impl Index {
         self.inner_mut().add_pack(name, standing, blobs);
     }
 
-    /// Adds what an index file says. So many blobs are expected in all of them, for which room is made at once.
-    pub(crate) fn add_records(&self, records: &IndexRecords, expected: usize) {
+    /// Adds what the index file of this name says. So many blobs are expected in all of them, for which room is made at once.
+    pub(crate) fn add_records(&self, file: Name, records: &IndexRecords, expected: usize) {
         let mut inner = self.inner_mut();
         inner.make_room(expected);
         records.packs().for_each(|(name, blobs)| inner.add_pack(name, Standing::Indexed, blobs));
+        inner.files.push(file);
+    }
+
+    /// Takes note of an index file that was written.
+    pub(crate) fn note_file(&self, name: Name) {
+        self.inner_mut().files.push(name);
     }
 
     /// Packs on disk that no index names.

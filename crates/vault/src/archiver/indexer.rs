@@ -109,7 +109,10 @@ fn write(sink: &Sink<'_>, content: &IndexContent) -> Result<(), RepositoryError>
         plain = [&[2], packed.as_slice()].concat();
     }
     let sealed = sink.key.encrypt(&plain).map_err(|error| unwritable(error.to_string()))?;
-    Ok(sink.backend.put(FileType::Index, &Name::of(&sealed).id(), &sealed)?)
+    let name = Name::of(&sealed);
+    sink.backend.put(FileType::Index, &name.id(), &sealed)?;
+    sink.index.note_file(name);
+    Ok(())
 }
 
 #[cfg(test)]

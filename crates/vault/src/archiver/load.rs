@@ -5,9 +5,12 @@
 //! that process is gone, and the pack is an orphan. If another is at work, no pack is taken for an orphan: its
 //! index is still to come.
 //!
+//! What a cache has of them ([`super::cache`]) is taken from there, and of their files only the names are proven.
+//!
 //! Crash story: reads only.
 
 use std::{
+    collections::HashSet,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -18,6 +21,7 @@ use std::{
 use rustic_core::{FileType, Id};
 
 use super::{
+    cache::IndexCache,
     cores,
     index::{Index, Standing},
     name::Name,
@@ -37,16 +41,21 @@ use crate::repository::{
 pub(crate) fn load(
     backend: &Backend,
     key: &SecretKey,
+    cache: Option<&IndexCache>,
     alone: impl FnOnce() -> Result<bool, RepositoryError>,
 ) -> Result<Index, RepositoryError> {
-    let index = Index::default();
-    index.note_packs(&packs(backend)?);
+    let packs = packs(backend)?;
     let alone = alone()?;
     let files = backend.files(FileType::Index)?;
+    let (index, known) = begun(key, cache, &packs, &files);
     let expected = Expected(files.iter().map(|(_, size)| size).sum());
     each(&files, Scratch::default, |scratch, (id, size)| {
+        let name = Name::from_id(id);
+        if known.contains(&name) {
+            return backend.read_into(FileType::Index, id, &mut scratch.sealed);
+        }
         scratch.read(backend, key, id)?;
-        index.add_records(&scratch.records, expected.blobs(scratch.records.len(), *size));
+        index.add_records(name, &scratch.records, expected.blobs(scratch.records.len(), *size));
         Ok(())
     })?;
     if alone {
@@ -64,6 +73,28 @@ pub(crate) fn load(
         )?;
     }
     Ok(index)
+}
+
+/// An index with what a cache has of these index files, and which of them that are.
+fn begun(
+    key: &SecretKey,
+    cache: Option<&IndexCache>,
+    packs: &[(Name, u64)],
+    files: &[(Id, u64)],
+) -> (Index, HashSet<Name>) {
+    let new = || {
+        let index = Index::default();
+        index.note_packs(packs);
+        index
+    };
+    if let Some(cache) = cache {
+        let index = new();
+        match cache.fill(key, files, &index) {
+            Ok(known) => return (index, known),
+            Err(why) => tracing::debug!("the whole index is read, for its cache is of no use: {why}"),
+        }
+    }
+    (new(), HashSet::new())
 }
 
 /// The packs that are there, with their sizes in bytes.

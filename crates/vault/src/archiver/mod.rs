@@ -17,6 +17,7 @@
 //! may run beside us: `docs/CONCURRENCY.md`.
 
 mod blobs;
+mod cache;
 mod carried;
 mod carry;
 mod chunk;
@@ -49,6 +50,7 @@ use rustic_core::repofile::{BlobType, ConfigFile};
 
 pub(crate) use self::{
     blobs::{Blobs, no_tree},
+    cache::{IndexCache, keep_only, path_of},
     carry::{Carry, Frozen, Older, digest, recorded},
     found::Stored,
     index::{Index, Lost, Place, Spot},
@@ -103,6 +105,8 @@ pub(crate) struct Archiver {
     levels: Option<Levels>,
     pub(crate) index: Index,
     indexer: IndexWriter,
+    /// Where the index is left for the next session.
+    cache: Option<IndexCache>,
 }
 
 /// One pass over a feed.
@@ -132,7 +136,7 @@ pub(crate) struct Pass<'a> {
 }
 
 impl Archiver {
-    /// Begins a session on what the repository holds now. `alone` says, when it is asked, whether nobody else holds
+    /// Begins a session on what the repository holds now, with the help of a cache if there is one. `alone` says, when it is asked, whether nobody else holds
     /// a lock.
     ///
     /// # Errors
@@ -141,6 +145,7 @@ impl Archiver {
         backend: &Backend,
         key: &SecretKey,
         config: &ConfigFile,
+        cache: Option<IndexCache>,
         alone: impl FnOnce() -> Result<bool, RepositoryError>,
     ) -> Result<Self, RepositoryError> {
         let reading = "reading the repository's config";
@@ -148,8 +153,9 @@ impl Archiver {
         Ok(Self {
             chunking: Chunking::of(config).map_err(while_doing(reading))?,
             levels: compressed.map(Levels::of),
-            index: load::load(backend, key, alone)?,
+            index: load::load(backend, key, cache.as_ref(), alone)?,
             indexer: IndexWriter::default(),
+            cache,
         })
     }
 
@@ -212,6 +218,13 @@ impl Archiver {
     /// If the repository cannot be written.
     pub(crate) fn list(&self, made: &Made<'_>) -> Result<(), RepositoryError> {
         self.indexer.finish(&made.job.sink)
+    }
+
+    /// Leaves the index for the next session, once all of it is written.
+    pub(crate) fn leave_index(&self, key: &SecretKey) {
+        if let Some(cache) = &self.cache {
+            cache.save(key, &self.index);
+        }
     }
 
     fn job<'a>(&'a self, pass: Pass<'a>) -> Job<'a> {

@@ -203,7 +203,7 @@ impl Repository {
         let index = match &*known {
             Some((read, index)) if *read == files => Arc::clone(index),
             // Only writers make use of packs that no index names.
-            _ => Arc::new(load(&self.backend, &self.locks.key, || Ok(false))?),
+            _ => Arc::new(load(&self.backend, &self.locks.key, self.index_cache.as_ref(), || Ok(false))?),
         };
         *known = Some((files, Arc::clone(&index)));
         Ok(Blobs::new(index, Arc::clone(&self.backend), self.locks.key.clone()))

@@ -2,7 +2,7 @@
 //!
 //! Form: "Keys, Encryption and MAC" in restic's `doc/design.rst`; our choice of parameters is in
 //! `docs/format/password.md`. rustic_core would always take scrypt with N = 2^17, which costs 0.3 s at every
-//! opening; a password of 175 random bits needs no stretching, so its key files take N = 2^14 (restic opens
+//! opening; a password of 175 random bits needs no stretching, so its key files take N = 2^10 (restic opens
 //! them).
 //!
 //! Crash story: a key file is written whole and opened again before an old one is removed, so there is
@@ -30,11 +30,17 @@ pub(crate) struct Cost {
 }
 
 impl Cost {
+    const NONE: Self = Self { log_n: 10, r: 8, p: 1 };
     const CHEAP: Self = Self { log_n: 14, r: 8, p: 1 };
     const DEAR: Self = Self { log_n: 17, r: 8, p: 1 };
 
-    /// What this password needs.
+    /// What this password needs in a key file.
     pub(crate) fn of(password: &Password) -> Self {
+        if password.is_machine_made() { Self::NONE } else { Self::DEAR }
+    }
+
+    /// What its fingerprint is made with, in notes that name no costs.
+    pub(crate) fn of_fingerprint(password: &Password) -> Self {
         if password.is_machine_made() { Self::CHEAP } else { Self::DEAR }
     }
 

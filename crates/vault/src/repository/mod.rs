@@ -45,5 +45,5 @@ pub use error::{LibraryError, RepositoryError, StorageError};
 pub use keys::KeyInfo;
 pub use lock::{Holder, Who};
 pub use logs::{Archive, LogOwner, StoreOutcome, StoredLogs, Unreadable};
-pub use open::{Opening, Repository};
+pub use open::{Opening, Repository, index_cache, keep_index_caches};
 pub use password::{Confirmation, Password, PasswordError};

@@ -4,13 +4,18 @@
 //! interrupted [`Repository::init`] left has no `config` and no data, and the next one takes it over.
 
 use std::{
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use jiff::Timestamp;
-use model::port::Journal;
+use model::{
+    id::Relpath,
+    pathtext,
+    port::{Failure, FailureKind, Journal},
+};
 use rustic_core::{
     ConfigOptions, Credentials, FileType, Id, IndexedFullStatus, KeyOptions, RepositoryBackends,
     RepositoryOptions, WriteBackend,
@@ -29,6 +34,24 @@ use super::{
     meter::Meter,
     password::Password,
 };
+use crate::archiver::{IndexCache, keep_only, path_of};
+
+/// Where the index of an application's repository is kept: `{state}/index/{relpath}.cache`, with `/` written `%`.
+#[must_use]
+pub fn index_cache(state: &Path, relpath: &Relpath) -> PathBuf {
+    path_of(state, relpath.as_str())
+}
+
+/// Removes the kept indexes of all repositories but those whose [`index_cache`] is among these.
+///
+/// # Errors
+/// If one of them cannot be removed.
+pub fn keep_index_caches(state: &Path, wanted: &HashSet<PathBuf>) -> Result<(), Failure> {
+    keep_only(state, wanted).map_err(|error| {
+        let what = format!("cached indexes in {} cannot be removed", pathtext::show(&state.join("index")));
+        Failure::new(FailureKind::Other, what, "see that this user may write there").because(error)
+    })
+}
 
 /// rustic_core's repository with its index in memory.
 pub(crate) type Indexed = rustic_core::Repository<IndexedFullStatus>;
@@ -53,6 +76,8 @@ pub struct Repository {
     pub(super) gentle: Gentle,
     /// What was last read of the index, for who reads it again at once.
     pub(super) read_index: ReadIndex,
+    /// Where the index is kept from one session to the next.
+    pub(super) index_cache: Option<IndexCache>,
 }
 
 impl Repository {
@@ -114,7 +139,13 @@ impl Repository {
             reference: ReferenceState::default(),
             gentle: Gentle::default(),
             read_index: ReadIndex::default(),
+            index_cache: None,
         })
+    }
+
+    /// From now on the index is also kept in this file, in a form that is faster to read ([`index_cache`]).
+    pub fn cache_index_at(&mut self, path: PathBuf) {
+        self.index_cache = Some(IndexCache::at(path));
     }
 
     /// Its directory.

@@ -289,7 +289,7 @@ impl Confirmation {
 
 fn fingerprint(password: &Password, salt: &[u8]) -> Option<String> {
     let mut bytes = [0; 32];
-    let cost = keys::Cost::of(password);
+    let cost = keys::Cost::of_fingerprint(password);
     cost.stretch(password.reveal().as_bytes(), salt, &mut bytes).ok()?;
     Some(hex::encode(bytes))
 }

@@ -135,7 +135,7 @@ fn index_files() {
             assert_eq!((pack, blobs), (expected.id, &*expected.blobs()));
         }
         let index = Index::default();
-        index.add_records(&records, records.len());
+        index.add_records(Name::default(), &records, records.len());
         for (tpe, name, spot) in records.packs().flat_map(|(_, blobs)| blobs) {
             let _ = (index.spot(*tpe, name), index.measure(&[*name]), spot.content_length());
         }

@@ -117,7 +117,10 @@ impl Repository {
                 // Chosen before the index is read, which then has all of it.
                 let newest = if with_parent { self.newest()? } else { None };
                 let alone = || self.locks.is_alone(own);
-                let archiver = Archiver::begin(&self.backend, &self.locks.key, opened.config(), alone)?;
+                let archiver = {
+                    let cache = self.index_cache.clone();
+                    Archiver::begin(&self.backend, &self.locks.key, opened.config(), cache, alone)?
+                };
                 let mut notes = Vec::new();
                 let (reading, reference) = match with_parent {
                     true => self.reading(newest.as_ref().map(|(id, _)| id))?,

@@ -132,6 +132,9 @@ impl Repository {
         let (listed, tally) = thread::scope(|scope| {
             let listing = scope.spawn(|| {
                 let listed = archiver.list(made);
+                if listed.is_ok() {
+                    archiver.leave_index(&self.locks.key);
+                }
                 carry.into_iter().for_each(|carry| carry.make_digests(&archiver.index));
                 listed
             });
