@@ -1,4 +1,8 @@
-//! Several files are cloned at once, by all processors.
+//! Several files are cloned at once: by all processors while everybody is held, and before that by half of them.
+//!
+//! Files of one directory lie in one allocation group of XFS for the most part, and there one thread waits for the other at every
+//! extent (measured with two: a tenth of a second more in all, and a fifth more of processor time). Under the freeze it is worth it all
+//! the same, for it is not always so.
 //!
 //! Crash story: as its parent; threads that end before the call does. A panic in one is handed on.
 
@@ -48,6 +52,7 @@ pub(super) fn clone_all(
         done
     };
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let cores = if when.frozen { cores } else { cores.div_ceil(2) };
     let threads = cores.min(MOST_THREADS).min(order.len().div_ceil(PER_THREAD));
     let mut results: Vec<Option<Result<Taken, Untaken>>> = Vec::new();
     results.resize_with(jobs.len(), || None);

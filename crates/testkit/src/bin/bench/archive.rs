@@ -24,6 +24,7 @@ use super::{
 const PAGE: u64 = 16 * 1024;
 pub const FIRST: &str = "pages, first";
 pub const NIGHT: &str = "pages, a later night: 1 % changed";
+const FIRST_NIGHT: &str = "pages, the first later night: 1 % changed";
 pub const TINY: &str = "tiny files, first";
 /// Scattered updates before the first backup.
 const AGEING: Duration = Duration::from_secs(20);
@@ -86,6 +87,11 @@ fn pages(options: &Options, dir: &Path, server: PrivateServer, size: String) {
         in_turn(&mut nights, |tool, ran| ran.push(bench.backup(tool)));
     }
     bench.told(NIGHT, &nights);
+    // With every night the files, and the pins that share with them, are in more pieces.
+    if options.nights > 1 {
+        let first = nights.iter().map(|(tool, ran)| (*tool, ran[..1].to_vec()));
+        bench.told(FIRST_NIGHT, &first.collect::<Vec<_>>());
+    }
     let kept = bench.tools().into_iter();
     let kept: Vec<_> = kept.map(|(tool, _)| (tool, vec![Ran::kept(bench.repository(tool))])).collect();
     bench.told(&format!("pages, repository of the first and {} nights", options.nights), &kept);
