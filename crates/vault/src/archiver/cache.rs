@@ -161,11 +161,17 @@ impl IndexCache {
         create_dirs(dir, 0o700)?;
         let unfinished = self.path.with_extension("new");
         let Some(lock) = FileLock::try_exclusive(&unfinished)? else { return Ok(()) };
-        lock.file().set_len(0)?;
-        let mut out = BufWriter::new(lock.file());
-        write_to(&mut out, key, left)?;
-        out.flush()?;
-        fs::rename(&unfinished, &self.path)
+        let written = || -> io::Result<()> {
+            lock.file().set_len(0)?;
+            let mut out = BufWriter::new(lock.file());
+            write_to(&mut out, key, left)?;
+            out.flush()?;
+            fs::rename(&unfinished, &self.path)
+        };
+        written().inspect_err(|_| {
+            // Where there is no room for it, half of it is not to stay either.
+            let _ = fs::remove_file(&unfinished);
+        })
     }
 }
 
@@ -460,6 +466,15 @@ mod tests {
         drop(lock);
         assert!(again(WORTH as u32));
         assert!(!unfinished.exists());
+    }
+
+    #[test]
+    fn nothing_stays_of_one_that_cannot_be_written() {
+        let scene = Scene::of(&[WORTH as u32]);
+        fs::create_dir_all(scene.path()).unwrap();
+        let scene = scene.saved();
+        assert!(scene.path().is_dir() && !scene.path().with_extension("new").exists());
+        assert!(scene.fill().is_err());
     }
 
     #[test]
