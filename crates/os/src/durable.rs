@@ -9,14 +9,17 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
 use rustix::{
-    fs::{CWD, FlockOperation, Mode, RenameFlags, flock, renameat_with},
+    fs::{AtFlags, CWD, FlockOperation, Mode, RenameFlags, flock, renameat_with},
     io::Errno,
 };
 
@@ -44,6 +47,31 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let temporary = write_temporary(path, bytes, mode)?;
     let placed = std::fs::rename(&temporary, path);
     finish(path, &temporary, placed)
+}
+
+/// Writes a file that must not exist yet, and that has no name at all before it is whole: a stop in between leaves nothing. Where
+/// the filesystem has no files without names it is written as [`replace`] does.
+///
+/// # Errors
+/// As [`replace`].
+pub fn write_unseen(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let written = || -> io::Result<()> {
+        let flags = libc::O_TMPFILE;
+        let file = OpenOptions::new().write(true).custom_flags(flags).mode(0o600).open(parent(path))?;
+        direct::write_new(&file, bytes)?;
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+        file.sync_all()?;
+        // open(2): so a file gets its first name, without a privilege.
+        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(rustix::fs::linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+    };
+    match written() {
+        Ok(()) => sync_dir(parent(path)),
+        Err(error) => {
+            tracing::debug!(path = %path.display(), %error, "written under a temporary name");
+            replace(path, bytes, mode)
+        }
+    }
 }
 
 /// Renames a file or directory to a name that must be free, durably.
@@ -252,7 +280,7 @@ mod tests {
         time::Duration,
     };
 
-    use super::{FileLock, create_dirs, exchange, remove_leftovers, replace, write_new};
+    use super::{FileLock, create_dirs, exchange, remove_leftovers, replace, write_new, write_unseen};
 
     #[test]
     fn a_new_file_is_whole_and_never_replaces_another() {
@@ -264,6 +292,19 @@ mod tests {
         assert_eq!(second.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read(&path).unwrap(), b"one");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn what_is_written_unseen_is_whole_with_its_mode_and_may_be_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        for _ in 0..2 {
+            write_unseen(&path, b"one", 0o640).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o640);
+            assert_eq!(fs::read(&path).unwrap(), b"one");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+        }
+        write_unseen(&dir.path().join("none/lock"), b"one", 0o600).unwrap_err();
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod common;
 
 use std::{
     fs,
+    path::PathBuf,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -36,9 +37,12 @@ fn one_backup(site: &Site) -> Duration {
 
 /// It removes the lock that a killed run leaves in the repository.
 fn wait_for_the_watchdog(site: &Site) {
-    let locks = || fs::read_dir(site.repository().join("locks")).expect("a directory").count();
-    let gone = wait_until(Duration::from_secs(2), || locks() == 0);
-    assert!(gone.is_some(), "{} locks are left", locks());
+    let locks = || -> Vec<PathBuf> {
+        let entries = fs::read_dir(site.repository().join("locks")).expect("a directory");
+        entries.map(|entry| entry.expect("an entry").path()).collect()
+    };
+    let gone = wait_until(Duration::from_secs(2), || locks().is_empty());
+    assert!(gone.is_some(), "locks are left: {:?}", locks());
 }
 
 fn kill(pid: u32) {

@@ -19,6 +19,10 @@ pub(crate) const DIR_MODE: u32 = 0o700;
 pub(crate) trait Disk: Send + Sync {
     /// Puts a whole, durable file in place.
     fn put(&self, path: &Path, content: &[u8]) -> io::Result<()>;
+    /// The same for a new one of which nothing may be left half-done, if that can be had.
+    fn put_unseen(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        self.put(path, content)
+    }
     /// Removes a file durably.
     fn remove(&self, path: &Path) -> io::Result<()>;
 }
@@ -32,6 +36,11 @@ impl Disk for RealDisk {
         // Some copying tools leave empty directories behind, and with them those that nothing was in yet.
         path.parent().map_or(Ok(()), |dir| durable::create_dirs(dir, DIR_MODE))?;
         durable::replace(path, content, FILE_MODE)
+    }
+
+    fn put_unseen(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        path.parent().map_or(Ok(()), |dir| durable::create_dirs(dir, DIR_MODE))?;
+        durable::write_unseen(path, content, FILE_MODE)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

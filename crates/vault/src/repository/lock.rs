@@ -360,7 +360,8 @@ impl Locks {
         let path = dir.join(name_of(&sealed));
         let undo = Undo::RemoveLock { path: path.clone() };
         let ticket = self.journal.intend(undo, None).map_err(|source| RepositoryError::Journal { source })?;
-        if let Err(source) = self.disk.put(&path, &sealed) {
+        // Nobody but `prune` would remove half a lock under another name.
+        if let Err(source) = self.disk.put_unseen(&path, &sealed) {
             // It may be there although it could not be made durable; if it cannot be removed either, it
             // stays in the journal.
             let error = StorageError::write(&path, source);
