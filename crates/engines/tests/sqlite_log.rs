@@ -314,14 +314,15 @@ fn stays_short() {
     let _archive = place.archive();
     let _a = Process::load(&place.db, &place.logs[0], 7, 1000);
     let _b = Process::load(&place.db, &place.logs[1], 8, 0);
-    let (mut longest, until) = (0, Instant::now() + Duration::from_secs(4));
+    let (mut longest, until) = (0, Instant::now() + Duration::from_secs(8));
     while Instant::now() < until {
         longest = longest.max(place.wal_len());
         thread::sleep(Duration::from_millis(20));
     }
     let written = captured_bytes(&place);
     println!("log at most {} KiB, {} KiB captured", longest >> 10, written >> 10);
-    assert!(longest < 64 << 20, "the log grew to {longest} bytes");
+    // How many bytes that is depends on how fast the machine writes; one that is never begun anew has them all.
+    assert!(longest < written / 2, "the log grew to {longest} bytes of {written}");
 }
 
 fn captured_bytes(place: &Place) -> u64 {
