@@ -12,6 +12,7 @@ use std::{
     os::unix::fs::FileExt,
 };
 
+use model::aligned::is_aligned;
 use rustix::{
     fs::{OFlags, fcntl_getfl, fcntl_setfl},
     io::Errno,
@@ -81,16 +82,20 @@ pub fn write_new(file: &File, bytes: &[u8]) -> io::Result<()> {
     file.write_all_at(&bytes[written..], written as u64)
 }
 
-/// Writes whole blocks to a file that was [`set`]; how many bytes were written until it had to be done in the usual way.
+/// Writes whole blocks to a file that was [`set`], from where they are if that suits the disk; how many bytes were written until
+/// it had to be done in the usual way.
 fn write_blocks(file: &File, bytes: &[u8]) -> io::Result<usize> {
-    let mut memory = vec![0; room(PART)];
+    let mut memory = if is_aligned(bytes) { Vec::new() } else { vec![0; room(PART)] };
     let begin = first_block(&memory);
     let mut done = 0;
     while done < bytes.len() {
-        let part = &bytes[done..bytes.len().min(done + PART)];
-        let Some(aligned) = memory.get_mut(begin..begin + part.len()) else { break };
-        aligned.copy_from_slice(part);
-        match file.write_at(aligned, done as u64) {
+        let mut part = &bytes[done..bytes.len().min(done + PART)];
+        if !memory.is_empty() {
+            let Some(aligned) = memory.get_mut(begin..begin + part.len()) else { break };
+            aligned.copy_from_slice(part);
+            part = aligned;
+        }
+        match file.write_at(part, done as u64) {
             Ok(more) if more > 0 && more.is_multiple_of(BLOCK) => done += more,
             Ok(_) => break,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -105,6 +110,8 @@ fn write_blocks(file: &File, bytes: &[u8]) -> io::Result<usize> {
 mod tests {
     use std::fs::{self, OpenOptions};
 
+    use model::aligned::Aligned;
+
     use super::{BLOCK, PART, first_block, read, room, set, write_new};
 
     /// On whatever filesystems the tests have: with and without what is tried, the bytes are the same.
@@ -118,6 +125,11 @@ mod tests {
                 let open =
                     || OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
                 write_new(&open().unwrap(), &bytes).unwrap();
+                assert!(fs::read(&path).unwrap() == bytes, "{length} bytes in {}", path.display());
+                let mut lying_well = Aligned::default();
+                lying_well.resize(length);
+                lying_well.copy_from_slice(&bytes);
+                write_new(&open().unwrap(), &lying_well).unwrap();
                 assert!(fs::read(&path).unwrap() == bytes, "{length} bytes in {}", path.display());
 
                 let file = fs::File::open(&path).unwrap();

@@ -49,8 +49,9 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     finish(path, &temporary, placed)
 }
 
-/// Writes a file that must not exist yet, and that has no name at all before it is whole: a stop in between leaves nothing. Where
-/// the filesystem has no files without names it is written as [`replace`] does.
+/// Writes a file that must not exist yet, and that has no name at all before all of it is on disk: a stop in between leaves
+/// nothing. The name itself may be gone after a crash of the machine, for it is for files that mean nothing then. Where the
+/// filesystem has no files without names it is written as [`replace`] does.
 ///
 /// # Errors
 /// As [`replace`].
@@ -65,13 +66,10 @@ pub fn write_unseen(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
         Ok(rustix::fs::linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
     };
-    match written() {
-        Ok(()) => sync_dir(parent(path)),
-        Err(error) => {
-            tracing::debug!(path = %path.display(), %error, "written under a temporary name");
-            replace(path, bytes, mode)
-        }
-    }
+    written().or_else(|error| {
+        tracing::debug!(path = %path.display(), %error, "written under a temporary name");
+        replace(path, bytes, mode)
+    })
 }
 
 /// Renames a file or directory to a name that must be free, durably.

@@ -9,6 +9,7 @@
 
 use std::io;
 
+use os::direct::{self, first_block};
 use rustic_core::{FileType, repofile::BlobType};
 
 use super::{
@@ -25,6 +26,9 @@ use crate::repository::{
 
 /// Bytes of nonce and tag around a sealed blob.
 pub(crate) const OVERHEAD: usize = 32;
+
+/// Room beside a pack's blobs and header, so that they can begin where a disk takes them, in bytes.
+const BESIDE: usize = 2 * direct::BLOCK;
 
 const PLAIN_DATA: u8 = 0;
 const PLAIN_TREE: u8 = 1;
@@ -55,7 +59,9 @@ pub(crate) struct Packer {
     limit: usize,
     /// That of those that come after it.
     later: usize,
+    /// What is in it, from where a disk takes it as it is ([`first_block`]).
     bytes: Vec<u8>,
+    begin: usize,
     blobs: Vec<Packed>,
     compressors: Option<Compressors>,
     scratch: Vec<u8>,
@@ -68,8 +74,8 @@ impl Packer {
     /// If the compressor cannot be made.
     pub(crate) fn new(tpe: BlobType, limit: usize, levels: Option<Levels>) -> Result<Self, RepositoryError> {
         let compressors = levels.map(Compressors::new).transpose().map_err(|error| uncompressible(&error))?;
-        let (bytes, blobs, scratch) = Default::default();
-        Ok(Self { tpe, limit, later: limit, bytes, blobs, compressors, scratch })
+        let (bytes, begin, blobs, scratch) = Default::default();
+        Ok(Self { tpe, limit, later: limit, bytes, begin, blobs, compressors, scratch })
     }
 
     /// The same with a first pack of so many of so many parts of its size: several that fill theirs at the same pace do not
@@ -125,17 +131,20 @@ impl Packer {
         (content, raw): (&[u8], u32),
     ) -> Result<(), RepositoryError> {
         let length = content.len() + OVERHEAD;
-        if !self.blobs.is_empty() && self.bytes.len() + length + self.header_length() > self.limit {
+        let filled = self.bytes.len() - self.begin;
+        if !self.blobs.is_empty() && filled + length + self.header_length() > self.limit {
             let mut sealed = self.take();
             sealed.write(sink, self.tpe)?;
             self.limit = self.later;
-            self.bytes = sealed.bytes;
-            self.bytes.clear();
+            (self.bytes, self.begin) = (sealed.bytes, sealed.begin);
+            self.bytes.truncate(self.begin);
         }
         if self.bytes.capacity() == 0 {
-            self.bytes.reserve_exact(self.later.max(length) + 4096);
+            self.bytes.reserve_exact(self.later.max(length) + BESIDE);
+            self.begin = first_block(&self.bytes);
+            self.bytes.resize(self.begin, 0);
         }
-        let offset = self.bytes.len() as u32;
+        let offset = (self.bytes.len() - self.begin) as u32;
         sink.key.seal_into(content, &mut self.bytes).map_err(|_| unsealable())?;
         self.blobs.push(Packed { place, name, spot: Spot { offset, length: length as u32, raw } });
         Ok(())
@@ -147,7 +156,8 @@ impl Packer {
     }
 
     fn take(&mut self) -> Sealed {
-        Sealed { bytes: std::mem::take(&mut self.bytes), blobs: std::mem::take(&mut self.blobs) }
+        let (bytes, begin) = (std::mem::take(&mut self.bytes), std::mem::take(&mut self.begin));
+        Sealed { bytes, begin, blobs: std::mem::take(&mut self.blobs) }
     }
 
     fn header_length(&self) -> usize {
@@ -186,14 +196,20 @@ impl Packer {
 /// Sealed blobs, before their header.
 pub(crate) struct Sealed {
     bytes: Vec<u8>,
+    /// Where the first one begins.
+    begin: usize,
     blobs: Vec<Packed>,
 }
 
 impl Sealed {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[self.begin..]
+    }
+
     /// Takes over the blobs of another: a sealed blob does not depend on where it is.
     fn append(&mut self, other: Self) {
-        let by = self.bytes.len() as u32;
-        self.bytes.extend_from_slice(&other.bytes);
+        let by = self.bytes().len() as u32;
+        self.bytes.extend_from_slice(other.bytes());
         self.blobs.extend(other.blobs.into_iter().map(|mut blob| {
             blob.spot.offset += by;
             blob
@@ -204,9 +220,9 @@ impl Sealed {
     fn write(&mut self, sink: &Sink<'_>, tpe: BlobType) -> Result<(), RepositoryError> {
         let tail = header(sink.key, tpe, self.blobs.iter().map(|blob| (blob.name, blob.spot)))?;
         self.bytes.extend_from_slice(&tail);
-        let pack = Name::of(&self.bytes);
-        sink.backend.put(FileType::Pack, &pack.id(), &self.bytes)?;
-        let size = self.bytes.len() as u64;
+        let pack = Name::of(self.bytes());
+        sink.backend.put(FileType::Pack, &pack.id(), self.bytes())?;
+        let size = self.bytes().len() as u64;
         let record = PackRecord::new(pack, self.blobs.iter().map(|blob| (tpe, blob.name, blob.spot)));
         let places: Vec<(Place, Spot)> = self.blobs.iter().map(|blob| (blob.place, blob.spot)).collect();
         sink.index.settle(pack, size, &places);
@@ -227,7 +243,7 @@ pub(crate) fn write_all(
     let mut open: Option<Sealed> = None;
     for next in left.into_iter().filter(|sealed| !sealed.blobs.is_empty()) {
         match &mut open {
-            Some(sealed) if sealed.bytes.len() + next.bytes.len() <= limit => sealed.append(next),
+            Some(sealed) if sealed.bytes().len() + next.bytes().len() <= limit => sealed.append(next),
             _ => {
                 let full = open.replace(next);
                 full.map_or(Ok(()), |mut full| full.write(sink, tpe))?;

@@ -19,7 +19,7 @@ pub(crate) const DIR_MODE: u32 = 0o700;
 pub(crate) trait Disk: Send + Sync {
     /// Puts a whole, durable file in place.
     fn put(&self, path: &Path, content: &[u8]) -> io::Result<()>;
-    /// The same for a new one of which nothing may be left half-done, if that can be had.
+    /// Puts a whole new file in place of which nothing may be left half-done, if that can be had; it need not outlive the machine.
     fn put_unseen(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         self.put(path, content)
     }
