@@ -175,7 +175,7 @@ pub fn spare(record: &Path) -> HashMap<PathBuf, PathBuf> {
 }
 
 /// Whether a tenth of the filesystem is free.
-fn has_room(dir: &Path) -> bool {
+pub(crate) fn has_room(dir: &Path) -> bool {
     rustix::fs::statvfs(dir).is_ok_and(|found| found.f_bavail >= found.f_blocks / 10)
 }
 

@@ -15,7 +15,7 @@
 //! Crash story: reads only, but for syncing pinned copies and for clones in a journalled directory of our own.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::{File, OpenOptions},
     io,
     ops::Range,
@@ -35,18 +35,17 @@ use os::{
     tree::stamp_of,
 };
 
-use sha2::{Digest, Sha256};
-
 use super::{
+    catch_up::{Behind, CatchUp},
+    digest::{digest, digest_of_map},
     found::Stored,
     index::{Index, Place},
     large::Large,
-    name::Name,
     parent::Base,
 };
 use crate::{
     reference::Keeper,
-    repository::feed::Feed,
+    repository::{backend::Backend, feed::Feed},
     thin::{Home, Pinned},
 };
 
@@ -69,25 +68,6 @@ impl Older {
         let (content, length) = stored.content.as_ref().filter(|_| is_recorded)?;
         (*length == file.size.0).then(|| Self { file, content: content.clone() })
     }
-}
-
-/// The digest of a content: SHA-256 over the names of its blobs.
-pub(crate) fn digest(names: &[Name]) -> String {
-    let mut hash = Sha256::new();
-    names.iter().for_each(|name| hash.update(name.0));
-    hex::encode(hash.finalize())
-}
-
-/// The digest of a map: SHA-256 over where each extent begins in the file, how long it is, and where it begins on the device
-/// (all ones if that says nothing), 8 bytes each with the lowest first.
-fn digest_of_map(map: &Map) -> String {
-    let mut hash = Sha256::new();
-    for extent in map.iter() {
-        hash.update(extent.logical.to_le_bytes());
-        hash.update(extent.length.to_le_bytes());
-        hash.update(extent.physical.unwrap_or(u64::MAX).to_le_bytes());
-    }
-    hex::encode(hash.finalize())
 }
 
 /// A pinned copy that was stored as it is.
@@ -120,6 +100,8 @@ impl Frozen {
 /// What a backup knows of the one before, and learns for the one after.
 pub(crate) struct Carry {
     older: HashMap<PathBuf, Older>,
+    /// Copies of files with several names.
+    shared: HashSet<PathBuf>,
     /// Everything is read, and what would have been carried over is compared with it.
     proves: bool,
     /// Where copies are kept for the next backup.
@@ -144,6 +126,9 @@ struct Begun {
 struct Found {
     /// Pinned copies that are being stored.
     begun: HashMap<PathBuf, Begun>,
+    /// Older copies that are of no use but to be cloned over.
+    behind: Vec<Behind>,
+    catching_up: Option<CatchUp>,
     frozen: Vec<Frozen>,
     problems: Vec<Problem>,
     /// Why older copies are no use, and whose.
@@ -195,8 +180,11 @@ impl Compared {
 impl Carry {
     /// Begins with what the backup before has.
     pub(crate) fn new(older: Vec<Older>, proves: bool, keeper: Keeper) -> Self {
+        let mut copies = HashSet::new();
+        let copies_of = older.iter().map(|older| &older.file.copy);
+        let shared = copies_of.filter(|copy| !copies.insert(*copy)).cloned().collect();
         let older = older.into_iter().map(|older| (older.file.path.clone(), older)).collect();
-        Self { older, proves, keeper, found: Mutex::default() }
+        Self { older, shared, proves, keeper, found: Mutex::default() }
     }
 
     fn found(&self) -> MutexGuard<'_, Found> {
@@ -231,6 +219,7 @@ impl Carry {
             return 0;
         }
         let older = self.older.get(&entry.path);
+        let newer_at = frozen.path.clone();
         let pinned = frozen.pinned.as_ref();
         let before = older.map(|older| Before::take(older, file, blob, pinned.map(Arc::as_ref)));
         let Ok((newer, space)) = look(file) else { return 0 };
@@ -251,12 +240,29 @@ impl Carry {
             }
             _ => return 0,
         };
+        self.note_behind(&entry.path, (&newer_at, newer.extents()), &changed, blob);
         let compared = Compared::new(older, changed, size.0.div_ceil(blob) as usize, self.proves);
         let bytes = |n: &u32| blob.min(size.0 - u64::from(*n) * blob);
         let read = compared.chunks().map_or(size.0, |chunks| chunks.iter().map(bytes).sum());
         large.compare_with(compared);
         large.look_for_changed(&newer);
         size.0 - read
+    }
+
+    /// Notes what an older copy lacks, if it lies in a directory and is the copy of this file alone.
+    fn note_behind(&self, path: &Path, (newer, extents): (&Path, usize), changed: &[Range<u64>], blob: u64) {
+        let is_alone =
+            |older: &&Older| older.file.volume.is_none() && !self.shared.contains(&older.file.copy);
+        let Some(Older { file, .. }) = self.older.get(path).filter(is_alone) else { return };
+        let ranges = changed.iter().map(|chunks| chunks.start * blob..chunks.end * blob).collect();
+        self.found().behind.push(Behind { older: file.clone(), newer: newer.to_owned(), ranges, extents });
+    }
+
+    /// Begins to bring the older copies up to date: everything has been compared with them.
+    pub(crate) fn begin_catching_up(&self, backend: &Arc<Backend>) {
+        let mut found = self.found();
+        let behind = std::mem::take(&mut found.behind);
+        found.catching_up = (!behind.is_empty()).then(|| CatchUp::begin(behind, Arc::clone(backend)));
     }
 
     /// Whether a file is read although a parent has its stamp, since its older copy is to be proven.
@@ -332,6 +338,9 @@ impl Carry {
     /// What can be kept, and where.
     pub(crate) fn into_kept(self) -> (Vec<Frozen>, Keeper) {
         let found = self.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(catching_up) = found.catching_up {
+            catching_up.finish();
+        }
         (found.frozen, self.keeper)
     }
 }
@@ -438,7 +447,9 @@ pub(crate) fn recorded(file: &ReferenceFile) -> Stamp {
 fn is_as_stored(copy: &File, file: &ReferenceFile) -> Result<(), String> {
     match copy.metadata().map(|meta| stamp_of(&meta)) {
         Ok(stamp) if stamp == recorded(file) => Ok(()),
-        Ok(_) => Err("it was changed since it was stored".into()),
+        Ok(_) => {
+            Err("it was changed since it was stored, maybe by a backup that did not come to its end".into())
+        }
         Err(error) => Err(unknown(error)),
     }
 }

@@ -3,7 +3,8 @@
 //! Pages of databases have a way of their own ([`compressor_for_pages`]): most gain nothing by zstd's higher levels, and those
 //! of texts do. Now and then a blob of a file is compressed in both ways, and the next ones as that was better. What is
 //! cut by its content (dumps, logs, other large files) has blobs of a megabyte, which gain much, and is compressed as restic
-//! compresses it. A blob is known by its content before it is compressed, so nothing but space and time depends on this.
+//! compresses it. What changed in a file since it was stored is compressed more quickly and a little less, since there is
+//! little of it and somebody may be waiting. A blob is known by its content before it is compressed, so nothing but space and time depends on this.
 //!
 //! Crash story: works on memory only.
 
@@ -33,6 +34,12 @@ const TAKEN_FOR_GRANTED: usize = 128 << 10;
 
 /// One of so many bytes must be saved at least, for the thorough way takes a third more time.
 const WORTH: usize = 40;
+
+/// So many places of pages are not looked at before the next one is.
+const STEP: u32 = 2;
+
+/// The same for what changed in a file: on tables of numbers and random texts a third faster again, for 3.5 hundredths more bytes.
+const STEP_FOR_CHANGES: u32 = 7;
 
 /// The levels of a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,12 +77,24 @@ pub(crate) struct Judge {
     untried: usize,
     /// So many will go by what the next one shows.
     next: usize,
+    /// They are what changed in a file of which the rest is stored already.
+    of_changes: bool,
+}
+
+impl Effort {
+    /// The same for what changed in a file of which the rest is stored already, or for what did not.
+    pub(crate) fn for_changes(self, of_changes: bool) -> Self {
+        match self {
+            Self::Judged(judge) => Self::Judged(Judge { of_changes, ..judge }),
+            other => other,
+        }
+    }
 }
 
 impl Default for Judge {
     fn default() -> Self {
         let (as_pages, thorough) = (TAKEN_FOR_GRANTED, TAKEN_FOR_GRANTED);
-        Self { as_pages, thorough, untried: UNTRIED_AT_FIRST, next: 2 * UNTRIED_AT_FIRST }
+        Self { as_pages, thorough, untried: UNTRIED_AT_FIRST, next: 2 * UNTRIED_AT_FIRST, of_changes: false }
     }
 }
 
@@ -107,6 +126,7 @@ pub(crate) struct Compressors {
     quick: Compressor<'static>,
     /// These are made when they are first needed.
     pages: Option<Compressor<'static>>,
+    changes: Option<Compressor<'static>>,
     thorough: Option<Compressor<'static>>,
     by_all: Option<Compressor<'static>>,
     spare: Vec<u8>,
@@ -122,6 +142,7 @@ impl Compressors {
             levels,
             quick: Compressor::new(levels.quick)?,
             pages: None,
+            changes: None,
             thorough: None,
             by_all: None,
             spare: Vec::new(),
@@ -149,6 +170,8 @@ impl Compressors {
                     self.try_both(judge, plain, packed)
                 } else if judge.is_worth_it() {
                     squeeze(self.thorough()?, plain, packed)
+                } else if judge.of_changes {
+                    squeeze(self.changes()?, plain, packed)
                 } else {
                     squeeze(self.pages()?, plain, packed)
                 }
@@ -184,7 +207,14 @@ impl Compressors {
     fn pages(&mut self) -> io::Result<&mut Compressor<'static>> {
         match &mut self.pages {
             Some(compressor) => Ok(compressor),
-            none => Ok(none.insert(compressor_for_pages(self.levels.quick)?)),
+            none => Ok(none.insert(compressor_for_pages(self.levels.quick, STEP)?)),
+        }
+    }
+
+    fn changes(&mut self) -> io::Result<&mut Compressor<'static>> {
+        match &mut self.changes {
+            Some(compressor) => Ok(compressor),
+            none => Ok(none.insert(compressor_for_pages(self.levels.quick, STEP_FOR_CHANGES)?)),
         }
     }
 
@@ -196,15 +226,15 @@ impl Compressors {
     }
 }
 
-/// The first level for pages: rows repeat each other in runs, or not at all, so matches shorter than 7 bytes are left alone, two
-/// of three places are not looked at, and the table of what was seen stays in the processor's first cache. zstd takes such a
+/// The first level for pages: rows repeat each other in runs, or not at all, so matches shorter than 7 bytes are left alone, only
+/// one of `step` + 1 places is looked at, and the table of what was seen stays in the processor's first cache. zstd takes such a
 /// step for a sign that bytes are not worth an entropy code, which they are. On tables of numbers and random texts that
-/// is two fifths faster than the level by itself, and smaller by a hundredth.
-fn compressor_for_pages(level: i32) -> io::Result<Compressor<'static>> {
+/// is two fifths faster with [`STEP`] than the level by itself, and smaller by a hundredth.
+fn compressor_for_pages(level: i32, step: u32) -> io::Result<Compressor<'static>> {
     let mut compressor = Compressor::new(level)?;
     compressor.set_parameter(CParameter::MinMatch(7))?;
     compressor.set_parameter(CParameter::HashLog(12))?;
-    compressor.set_parameter(CParameter::TargetLength(2))?;
+    compressor.set_parameter(CParameter::TargetLength(step))?;
     compressor.set_parameter(CParameter::LiteralCompressionMode(ParamSwitch::Enable))?;
     Ok(compressor)
 }

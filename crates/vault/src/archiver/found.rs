@@ -10,8 +10,8 @@ use std::{
 };
 
 use super::{
-    carry::digest,
     cores,
+    digest::digest,
     index::{Index, Place},
     name::Name,
 };

@@ -28,6 +28,10 @@ use crate::repository::{feed::Fault, source::Source};
 /// About so many bytes are claimed at a time.
 const PIECE: u64 = 4 << 20;
 
+/// Of chunks here and there fewer are claimed: each is read by itself all the same, and so they still are in the processor's
+/// cache when they are named and compressed.
+const PIECE_OF_CHUNKS: u64 = 384 << 10;
+
 /// A file that is being stored.
 pub(crate) struct Large {
     source: Source,
@@ -214,7 +218,7 @@ impl Large {
         buffer: &mut Vec<u8>,
     ) -> Result<Piece, Fault> {
         let from = *cursor as usize;
-        let to = (from + (PIECE / blob).max(1) as usize).min(chunks.len());
+        let to = (from + (PIECE_OF_CHUNKS / blob).max(1) as usize).min(chunks.len());
         *cursor = to as u64;
         let number = self.issue(to as u64);
         drop(cursor);

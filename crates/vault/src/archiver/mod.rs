@@ -20,8 +20,10 @@ mod blobs;
 mod cache;
 mod carried;
 mod carry;
+mod catch_up;
 mod chunk;
 mod compress;
+mod digest;
 mod found;
 mod index;
 mod indexer;
@@ -43,6 +45,7 @@ use std::{
     num::NonZero,
     panic::resume_unwind,
     path::PathBuf,
+    sync::Arc,
     thread,
 };
 
@@ -51,7 +54,8 @@ use rustic_core::repofile::{BlobType, ConfigFile};
 pub(crate) use self::{
     blobs::{Blobs, no_tree},
     cache::{IndexCache, keep_only, path_of},
-    carry::{Carry, Frozen, Older, digest, recorded},
+    carry::{Carry, Frozen, Older, recorded},
+    digest::digest,
     found::Stored,
     index::{Index, Lost, Place, Spot},
     layout::{Child, Layout},
@@ -125,7 +129,7 @@ pub(crate) struct Job<'a> {
 /// What a pass reads from and writes to.
 #[derive(Clone, Copy)]
 pub(crate) struct Pass<'a> {
-    pub(crate) backend: &'a Backend,
+    pub(crate) backend: &'a Arc<Backend>,
     pub(crate) key: &'a SecretKey,
     pub(crate) meter: &'a Meter,
     pub(crate) feed: &'a Feed,
@@ -203,6 +207,9 @@ impl Archiver {
                 fresh.add(place, content);
             }
         })?;
+        if let Some(carry) = job.carry {
+            carry.begin_catching_up(pass.backend);
+        }
         let layout = Layout::of(job.feed);
         let names = thread::scope(|scope| {
             let written = scope.spawn(|| job.write_left(left));

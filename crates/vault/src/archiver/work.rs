@@ -46,6 +46,9 @@ const AHEAD: usize = 1 << 14;
 /// compressed.
 const TOGETHER: usize = 12;
 
+/// A file of whose blobs so many times more are known than not is one that changed in some places.
+const MOSTLY: usize = 8;
+
 /// How often whoever waits looks whether somebody asked to stop.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -246,8 +249,18 @@ pub(crate) fn work(job: &Job<'_>, board: &Board, (number, of): (usize, usize)) -
     };
     let roller = job.chunking.roller();
     let (buffer, results) = Default::default();
-    let mut worker =
-        Worker { job, board, packer, roller, buffer, results, effort: Effort::Quick, neighbours: None };
+    let mut worker = Worker {
+        job,
+        board,
+        packer,
+        roller,
+        buffer,
+        results,
+        effort: Effort::Quick,
+        known: 0,
+        fresh: 0,
+        neighbours: None,
+    };
     while let Some(work) = board.claim(job) {
         let worked = match work {
             Work::Run(places) => worker.run(places),
@@ -282,6 +295,9 @@ struct Worker<'a, 'b> {
     results: Vec<(usize, Stored)>,
     /// For the file that it is at.
     effort: Effort,
+    /// Blobs of the file at hand that were stored before, and others.
+    known: usize,
+    fresh: usize,
     /// What it came to in the last file that changed in a few places, and the directory of that.
     neighbours: Option<(PathBuf, Effort)>,
 }
@@ -348,9 +364,12 @@ impl Worker<'_, '_> {
     /// Stores pieces of a large file until none are left.
     fn drain(&mut self, place: usize, large: &Large) -> Result<(), RepositoryError> {
         self.effort = self.effort_for(place, large);
+        (self.known, self.fresh) = (0, 0);
         while !self.job.feed.is_stopped() {
             match large.claim(&self.roller, self.job.chunking.max(), &mut self.buffer) {
                 Ok(Some(piece)) => {
+                    let of_changes = large.is_carried_over() || self.known > MOSTLY * self.fresh;
+                    self.effort = self.effort.for_changes(of_changes);
                     let places = self.piece(&piece)?;
                     large.put(&piece, places);
                 }
@@ -417,8 +436,12 @@ impl Worker<'_, '_> {
         let plain = &self.buffer[range];
         loop {
             match sink.index.claim(BlobType::Data, &name) {
-                Claim::Known(place) => return Ok(place),
+                Claim::Known(place) => {
+                    self.known += 1;
+                    return Ok(place);
+                }
                 Claim::Mine(place) => {
+                    self.fresh += 1;
                     self.packer.add(sink, (place, name), plain, &mut self.effort)?;
                     return Ok(place);
                 }

@@ -82,6 +82,11 @@ impl Backend {
         self.changed.notify_all();
     }
 
+    /// Waits as long as whoever writes has to; whether he may.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.writable().is_ok()
+    }
+
     /// The id of the snapshot written last.
     pub(crate) fn last_snapshot(&self) -> Option<Id> {
         self.state().last_snapshot

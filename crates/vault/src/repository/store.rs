@@ -179,7 +179,7 @@ impl Repository {
         (progress, stage, total): (&dyn Progress, Stage, Bytes),
         pass: impl FnOnce(Pass<'s>) -> Result<T, RepositoryError>,
     ) -> Result<T, RepositoryError> {
-        let (backend, meter) = (self.backend.as_ref(), &self.meter);
+        let (backend, meter) = (&self.backend, &self.meter);
         let stoppable = Stopping { progress, feed, backend };
         let whole = Pass { backend, key: &self.locks.key, meter, feed, bases, carry };
         let archived = self.meter.watch(&stoppable, stage, Some(total), || pass(whole));

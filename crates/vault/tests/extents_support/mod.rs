@@ -20,10 +20,14 @@ use model::{
     id::{BackupId, Relpath},
     port::{Draft, Journal, Silent, Store},
     problem::Problem,
+    record::CutRecord,
     reference::{Choice, Kept, Reference},
 };
 use os::{extents::clone_file, staging::Staging};
-use vault::reference::{self, Referencing};
+use vault::{
+    reference::{self, Referencing},
+    repository::Repository,
+};
 
 use crate::common::{Place, cut, entry, noise, ok, record};
 
@@ -165,12 +169,23 @@ impl World {
         self.night_with(|_| {})
     }
 
-    /// One in which something happens to the pinned copies.
-    pub fn night_with(&mut self, happens: impl FnOnce(&Path)) -> Night {
+    /// One whose backup is stored but never listed.
+    pub fn night_not_listed(&mut self) {
         self.now += SignedDuration::from_hours(24);
         self.nights += 1;
         let (staging, entries) = self.pin();
-        happens(staging.path());
+        let mut repository = self.repository();
+        let cut = self.cut();
+        ok(repository.store(Arc::new(Manifest::merge(self.now, entries)), &cut, &Silent));
+        drop(repository);
+        staging.release().unwrap();
+    }
+
+    fn cut(&self) -> CutRecord {
+        CutRecord { cut_at: self.now, ..cut(self.nights, &self.live) }
+    }
+
+    fn repository(&self) -> Repository {
         let mut repository = self.place.repository();
         repository.use_reference(Referencing {
             record: self.record(),
@@ -178,8 +193,17 @@ impl World {
             choice: self.choice,
             now: self.now,
         });
-        let mut cut = cut(self.nights, &self.live);
-        cut.cut_at = self.now;
+        repository
+    }
+
+    /// One in which something happens to the pinned copies.
+    pub fn night_with(&mut self, happens: impl FnOnce(&Path)) -> Night {
+        self.now += SignedDuration::from_hours(24);
+        self.nights += 1;
+        let (staging, entries) = self.pin();
+        happens(staging.path());
+        let mut repository = self.repository();
+        let cut = self.cut();
         let draft = ok(repository.store(Arc::new(Manifest::merge(self.now, entries)), &cut, &Silent));
         let id = ok(repository.publish(draft.clone(), &record(&cut, &draft)));
         let kept = repository.reference_problems();
