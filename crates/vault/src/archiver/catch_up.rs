@@ -94,14 +94,15 @@ impl Drop for CatchUp {
 impl Behind {
     /// What is cloned at once. To be asked costs the kernel as much as to pass over some extents that are the same.
     fn in_pieces(&self) -> Vec<Range<u64>> {
-        if self.extents > PASSED_OVER * self.ranges.len() {
-            return self.ranges.clone();
-        }
+        let passes_over = self.extents <= PASSED_OVER * self.ranges.len();
         let mut pieces: Vec<Range<u64>> = Vec::new();
         for range in &self.ranges {
             match pieces.last_mut() {
-                Some(piece) if range.end - piece.start <= PIECE => piece.end = range.end,
-                _ => pieces.push(range.clone()),
+                Some(piece) if passes_over && range.end - piece.start <= PIECE => piece.end = range.end,
+                _ => {
+                    let parts = range.clone().step_by(PIECE as usize);
+                    pieces.extend(parts.map(|start| start..(start + PIECE).min(range.end)));
+                }
             }
         }
         pieces
@@ -125,5 +126,44 @@ impl Behind {
             .filter(|range| range.start < range.end)
             .take_while(|_| !stopped.load(Ordering::Relaxed))
             .try_for_each(|range| clone_range(&newer, &older, range))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use model::{reference::ReferenceFile, size::Bytes};
+
+    use super::{Behind, PIECE};
+
+    fn pieces(extents: usize, ranges: &[(u64, u64)]) -> Vec<(u64, u64)> {
+        let (path, copy) = (PathBuf::new(), PathBuf::new());
+        let (content, size) = (String::new(), Bytes(0));
+        let older = ReferenceFile {
+            path,
+            copy,
+            volume: None,
+            size,
+            inode: 0,
+            ctime: 0,
+            mtime: 0,
+            blob: 0,
+            content,
+            map: None,
+        };
+        let ranges = ranges.iter().map(|(start, end)| *start..*end).collect();
+        let behind = Behind { older, newer: PathBuf::new(), ranges, extents };
+        behind.in_pieces().into_iter().map(|piece| (piece.start, piece.end)).collect()
+    }
+
+    #[test]
+    fn what_lies_together_is_cloned_at_once_and_no_more_than_a_piece() {
+        let here_and_there = [(0, 10), (20, 30), (PIECE - 5, PIECE), (PIECE + 20, PIECE + 30)];
+        assert_eq!(pieces(24, &here_and_there), [(0, PIECE), (PIECE + 20, PIECE + 30)]);
+        assert_eq!(pieces(25, &here_and_there), here_and_there, "there is too much in between");
+        let large = [(5, 2 * PIECE + 6), (3 * PIECE, 3 * PIECE + 1)];
+        let parts = [(5, PIECE + 5), (PIECE + 5, 2 * PIECE + 5), (2 * PIECE + 5, 2 * PIECE + 6)];
+        assert_eq!(pieces(100, &large), [&parts[..], &large[1..]].concat());
     }
 }
